@@ -1,0 +1,53 @@
+// What Python sees of the CPU kernels: a list. The signatures are the contract, TensorView checks them.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "attention.h"
+#include "cpu_features.h"
+#include "gaussians.h"
+#include "mesh_extraction.h"
+#include "serialization.h"
+#include "sparse_conv.h"
+#include "voxel_hash.h"
+
+namespace py = pybind11;
+using release_gil = py::call_guard<py::gil_scoped_release>;
+
+namespace trellis {
+
+static InstructionSet current = detect_instruction_set();
+InstructionSet instruction_set() { return current; }
+
+static const char* const kNames[] = {"baseline", "avx2", "avx512"};
+
+static void set_instruction_set(const std::string& name) {
+  for (int level = 0; level <= static_cast<int>(detect_instruction_set()); ++level) {
+    if (name == kNames[level]) {
+      current = static_cast<InstructionSet>(level);
+      return;
+    }
+  }
+  throw std::invalid_argument("instruction set must be one this CPU has; got " + name);
+}
+
+}  // namespace trellis
+
+PYBIND11_MODULE(_cpu, m) {
+  m.def("instruction_set", [] { return trellis::kNames[static_cast<int>(trellis::instruction_set())]; });
+  m.def("set_instruction_set", &trellis::set_instruction_set);
+
+  // attention
+
+  // gaussians
+
+  // mesh_extraction
+
+  // serialization
+
+  // sparse_conv
+
+  // voxel_hash
+}
