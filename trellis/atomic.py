@@ -1,0 +1,34 @@
+"""`atomic_path`: a file is either written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a path to write to, which becomes `path` when the block ends without an error.
+
+    The temporary file lies in the same folder (a rename across file systems would be a copy) and has the same suffix
+    (writers that go by the suffix work). After an error, Ctrl-C included, it is gone and a former `path` is untouched.
+    Missing parent folders are made.
+
+    Raises:
+        IsADirectoryError: `path` is a folder.
+        FileNotFoundError: the block wrote nothing.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"path must be a file; got the folder {path}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Not tempfile: its files are readable by the owner alone, and a rename would keep that.
+    temporary = path.with_name(f".{path.stem[:100]}.{secrets.token_hex(8)}{path.suffix}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
