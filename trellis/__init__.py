@@ -1,0 +1,1 @@
+"""From images or text to 3D Gaussians, radiance fields and meshes."""

@@ -1,0 +1,1 @@
+"""Representation and cameras in, images out."""

@@ -1,0 +1,1 @@
+"""What the decoders return: frozen dataclasses of tensors that can be rendered and saved."""
