@@ -2,6 +2,7 @@
 
 from trellis_kernels.gaussians import rasterize_gaussians, spherical_harmonics
 from trellis_kernels.operator import OPERATORS, use_reference
+from trellis_kernels.serialization import hilbert_codes, hilbert_order, morton_codes, morton_order
 from trellis_kernels.sparse_conv import (
     pointwise_conv,
     sparse_pool,
@@ -11,17 +12,33 @@ from trellis_kernels.sparse_conv import (
     submanifold_conv_weight_gradient,
     upsample,
 )
+from trellis_kernels.voxel_hash import (
+    coarsen,
+    neighbor_map,
+    subdivide_coords,
+    subdivided_neighbor_map,
+    unique_coords,
+)
 
 __all__ = [
     "OPERATORS",
+    "coarsen",
+    "hilbert_codes",
+    "hilbert_order",
+    "morton_codes",
+    "morton_order",
+    "neighbor_map",
     "pointwise_conv",
     "rasterize_gaussians",
     "sparse_pool",
     "spherical_harmonics",
     "subdivide",
+    "subdivide_coords",
     "subdivided_conv",
+    "subdivided_neighbor_map",
     "submanifold_conv",
     "submanifold_conv_weight_gradient",
+    "unique_coords",
     "upsample",
     "use_reference",
 ]
