@@ -1,5 +1,6 @@
 """Sparse 3D operators. Each lives in a folder of its own name; a tensor's device picks its kernel."""
 
+from trellis_kernels.attention import varlen_attention, window_partition, windowed_attention
 from trellis_kernels.gaussians import rasterize_gaussians, spherical_harmonics
 from trellis_kernels.operator import OPERATORS, use_reference
 from trellis_kernels.serialization import hilbert_codes, hilbert_order, morton_codes, morton_order
@@ -41,4 +42,7 @@ __all__ = [
     "unique_coords",
     "upsample",
     "use_reference",
+    "varlen_attention",
+    "window_partition",
+    "windowed_attention",
 ]

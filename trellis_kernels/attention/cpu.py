@@ -1,0 +1,1 @@
+"""CPU launch. The kernels are csrc/cpu/attention*."""
