@@ -2,6 +2,7 @@
 
 from trellis_kernels.attention import varlen_attention, window_partition, windowed_attention
 from trellis_kernels.gaussians import rasterize_gaussians, spherical_harmonics
+from trellis_kernels.mesh_extraction import ExtractedMesh, ExtractionTerms, extract_mesh
 from trellis_kernels.operator import OPERATORS, use_reference
 from trellis_kernels.serialization import hilbert_codes, hilbert_order, morton_codes, morton_order
 from trellis_kernels.sparse_conv import (
@@ -23,7 +24,10 @@ from trellis_kernels.voxel_hash import (
 
 __all__ = [
     "OPERATORS",
+    "ExtractedMesh",
+    "ExtractionTerms",
     "coarsen",
+    "extract_mesh",
     "hilbert_codes",
     "hilbert_order",
     "morton_codes",
