@@ -46,7 +46,9 @@ class BuildNative(build_ext):
         target = Path(self.build_temp, source).with_suffix(".o")
         if target.exists() and target.stat().st_mtime > max(headers, Path(source).stat().st_mtime):
             return str(target)
-        flags = [flag for suffix, flags in INSTRUCTION_SETS.items() if Path(source).stem.endswith(suffix) for flag in flags]
+        flags = [
+            flag for suffix, flags in INSTRUCTION_SETS.items() if Path(source).stem.endswith(suffix) for flag in flags
+        ]
         (built,) = self.compiler.compile(
             [source],
             output_dir=self.build_temp,

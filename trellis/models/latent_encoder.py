@@ -1,0 +1,30 @@
+"""Latent encoder: back-projected image features on voxels -> structured latent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from trellis.models.latent_trunk import LatentTrunk, TrunkConfig, initialise_trunk_
+from trellis.nn.sparse import SparseTensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentEncoderConfig(TrunkConfig):
+    """The trunk's arguments, and `in_channels`, the width of the image features."""
+
+    in_channels: int
+
+
+class LatentEncoder(LatentTrunk):
+    """``encoder(x [N, in_channels]) -> mean, logvar``, SparseTensors ``[N, latent_channels]`` on the same voxels."""
+
+    def __init__(self, config: LatentEncoderConfig) -> None:
+        super().__init__(config, config.in_channels)
+        self.out_layer = nn.Linear(config.model_channels, 2 * config.latent_channels)
+        initialise_trunk_(self)
+
+    def forward(self, x: SparseTensor) -> tuple[SparseTensor, SparseTensor]:
+        mean, logvar = self.out_layer(self.normalised_trunk(x)).chunk(2, dim=-1)
+        return x.with_feats(mean), x.with_feats(logvar)

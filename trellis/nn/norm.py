@@ -1,0 +1,59 @@
+"""Normalisation layers. All compute in float32 at least and return the dtype they were given."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import group_norm, layer_norm, normalize
+
+from trellis.nn.segments import Segments
+
+
+def widen(x: Tensor) -> Tensor:
+    """Half precision as float32, everything else as it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm over the last axis; parameters stay float32 in a half-precision model."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return layer_norm(widen(input), self.normalized_shape, self.weight, self.bias, self.eps).to(input.dtype)
+
+
+class ChannelLayerNorm(nn.LayerNorm):
+    """LayerNorm over the channels of a dense ``[B, C, X, Y, Z]`` map, at each voxel."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        x = widen(input).movedim(1, -1)
+        return layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps).movedim(-1, 1).to(input.dtype)
+
+
+class GroupNorm(nn.GroupNorm):
+    """GroupNorm of a dense ``[B, C, X, Y, Z]`` map."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return group_norm(widen(input), self.num_groups, self.weight, self.bias, self.eps).to(input.dtype)
+
+
+class SparseGroupNorm(nn.GroupNorm):
+    """GroupNorm of packed voxels ``[N, C]``: statistics per sample over the group's channels and all its voxels."""
+
+    def forward(self, input: Tensor, segments: Segments) -> Tensor:  # type: ignore[override]
+        samples = [
+            group_norm(widen(sample).T[None], self.num_groups, self.weight, self.bias, self.eps)[0].T
+            for sample in input.split(segments.lengths)
+            if len(sample)
+        ]
+        return torch.cat(samples).to(input.dtype) if samples else input
+
+
+class HeadRMSNorm(nn.Module):
+    """Root-mean-square norm with a gain per head and channel (query-key normalisation), ``[..., H, D]``."""
+
+    def __init__(self, num_heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(num_heads, head_dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (normalize(widen(x), dim=-1) * self.gamma * x.shape[-1] ** 0.5).to(x.dtype)

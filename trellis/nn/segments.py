@@ -1,0 +1,54 @@
+"""`Segments`: how many sequences of which lengths lie end to end along the first axis of a packed tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Segments:
+    """B packed sequences. Build with `of`, `uniform` or `from_index`.
+
+    Args:
+        lengths: B lengths, on the host: reading them never waits for the GPU.
+        offsets: ``[B + 1]`` int32. Where each sequence starts, and the total (flash-attention's `cu_seqlens`).
+        index: ``[N]`` int64. Which sequence each row belongs to.
+    """
+
+    lengths: tuple[int, ...]
+    offsets: Tensor
+    index: Tensor
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> Segments:
+        with torch.inference_mode(False):  # segments outlive the inference that first needed them
+            offsets = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+            counts = torch.tensor(lengths, dtype=torch.int64, device=device)
+            index = torch.arange(len(lengths), device=device).repeat_interleave(counts, output_size=sum(lengths))
+        return cls(tuple(lengths), offsets, index)
+
+    @classmethod
+    def uniform(cls, count: int, length: int, device: torch.device | str = "cpu") -> Segments:
+        """A dense batch: `count` sequences of one length."""
+        return cls.of((length,) * count, device)
+
+    @classmethod
+    def from_index(cls, index: Tensor, count: int) -> Segments:
+        """From the non-decreasing sequence number of each row; reads the lengths back to the host."""
+        return cls.of(torch.bincount(index.long(), minlength=count).tolist(), index.device)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def slice(self, sequence: int) -> slice:
+        """Rows of one sequence."""
+        start = sum(self.lengths[:sequence])
+        return slice(start, start + self.lengths[sequence])
+
+    def to(self, device: torch.device | str) -> Segments:
+        return Segments(self.lengths, self.offsets.to(device), self.index.to(device))

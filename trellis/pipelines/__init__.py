@@ -1,0 +1,1 @@
+"""Image or text in, a 3D asset out."""

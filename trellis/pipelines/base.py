@@ -1,0 +1,185 @@
+"""What the image and text pipelines share: loading, moving, generating from a condition."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from trellis.checkpoints import CheckpointError, HubOptions
+from trellis.pipelines.asset import Asset
+from trellis.pipelines.measure import StageMeter
+from trellis.pipelines.settings import DECODER_ROLES, PipelineSettings, SamplerParams
+from trellis.pipelines.stages import Callback, Condition, as_normal, decode, sample_latent, sample_structure
+from trellis.pipelines.store import ModelStore, open_source
+
+Self = TypeVar("Self", bound="Pipeline")
+MAX_VOXELS = 32_768
+
+
+class Pipeline:
+    """A conditioner, two flows and their decoders. Build with `from_pretrained`.
+
+    Args:
+        settings: the checked `pipeline.json`.
+        store: the models.
+        conditioner: turns inputs into tokens.
+        name: where it came from, for `Asset.meta`.
+    """
+
+    official_name: str
+    conditioner_key: str
+    conditioner_kind: str
+    default_conditioner: str
+
+    def __init__(self, settings: PipelineSettings, store: ModelStore, conditioner: Any, name: str) -> None:
+        self.settings, self.store, self.conditioner, self.name = settings, store, conditioner, name
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Self],
+        name: str | Path | None = None,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        token: str | None = None,
+        low_memory: bool = False,
+    ) -> Self:
+        """Load a pipeline in the official folder format.
+
+        Args:
+            name: local folder, Hub repository ``owner/repo``, or None for the bundled model.
+            device: where to compute.
+            dtype: of the models' torsos: float32, bfloat16 or float16; None keeps what the checkpoints say.
+            revision: branch, tag or commit of the Hub repository.
+            local_files_only: do not go to the network.
+            token: for the Hub.
+            low_memory: load each model when its stage begins and drop it when the stage ends.
+
+        Raises:
+            CheckpointError: a file is missing or does not fit; it is named.
+        """
+        from trellis.conditioning import load_conditioner
+
+        hub = HubOptions(revision, local_files_only, token)
+        source, description = open_source(name, hub)
+        settings = PipelineSettings.from_json(description, cls.official_name, cls.conditioner_key)
+        target = torch.device(device)
+        store = ModelStore(settings.models, source, device=target, dtype=dtype, hub=hub, low_memory=low_memory)
+        conditioner = load_conditioner(
+            settings.conditioner if settings.conditioner is not None else cls.default_conditioner,
+            root=source if isinstance(source, Path) else None,
+            kind=cls.conditioner_kind,
+            device=target,
+            dtype=None,
+            local_files_only=local_files_only,
+            token=token,
+        )
+        return cls(settings, store, conditioner, "bundled nano" if name is None else str(name))
+
+    @property
+    def device(self) -> torch.device:
+        return self.store.device
+
+    @property
+    def notice(self) -> str | None:
+        """One line the model's authors want its users to read, if any."""
+        return self.settings.notice
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """Representations this pipeline can decode: "gaussians", "radiance_field", "mesh"."""
+        return tuple(name for name, role in DECODER_ROLES.items() if role in self.store)
+
+    def to(self: Self, device: torch.device | str) -> Self:
+        """Move all models; returns the pipeline."""
+        self.store.to(torch.device(device))
+        self.conditioner.to(device)
+        return self
+
+    def sampler(
+        self, stage: str, steps: int | None, guidance: float | None, given: SamplerParams | None
+    ) -> SamplerParams:
+        """The stage's parameters: those given, else the pipeline's, with `steps` and `guidance` on top."""
+        params = given or (self.settings.structure if stage == "structure" else self.settings.latent)
+        if steps is not None:
+            params = replace(params, steps=steps)
+        return params if guidance is None else replace(params, guidance=guidance)
+
+    def generate(
+        self,
+        condition: Condition,
+        *,
+        seeds: Sequence[int],
+        steps: int | None,
+        guidance: float | None,
+        structure: SamplerParams | None,
+        latent: SamplerParams | None,
+        formats: Sequence[str] | None,
+        max_voxels: int,
+        callback: Callback | None,
+        meter: StageMeter,
+        meta: Sequence[dict[str, Any]],
+    ) -> list[Asset]:
+        """From conditioning tokens to assets, one per object. Called by the subclasses."""
+        wanted = self.formats if formats is None else tuple(dict.fromkeys(formats))
+        unknown = [name for name in wanted if name not in self.formats]
+        if unknown:
+            raise ValueError(f"formats must be among {', '.join(self.formats)}; got {unknown[0]!r}")
+        structure = self.sampler("structure", steps, guidance, structure)
+        latent = self.sampler("latent", steps, guidance, latent)
+        # Noise is drawn on the CPU, from generators of our own: the same seed starts the same on every device, and the
+        # caller's random state is untouched. One generator per object: results do not depend on the batch.
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        grid = sample_structure(self.store, condition, structure, generators, max_voxels, callback, meter)
+        slat = sample_latent(self.store, condition, latent, generators, grid, self.settings, callback, meter)
+        decoded = decode(self.store, slat, wanted, meter)
+        slat = as_normal(slat)
+        return [
+            Asset(
+                slat=slat.sample(index),
+                **{name: as_normal(decoded[name][index]) for name in wanted},
+                timings=dict(meter.stages),
+                meta={
+                    "model": self.name,
+                    "seed": seeds[index],
+                    "structure": _plain(structure),
+                    "latent": _plain(latent),
+                    "device": str(self.device),
+                    **meta[index],
+                },
+            )
+            for index in range(condition.batch)
+        ]
+
+
+def _plain(params: SamplerParams) -> dict[str, Any]:
+    return {
+        "steps": params.steps,
+        "guidance": params.guidance,
+        "interval": list(params.interval),
+        "rescale_t": params.rescale_t,
+    }
+
+
+def seeds_of(seed: int | Sequence[int], count: int) -> list[int]:
+    """One seed per object: the same for all, or as given.
+
+    Raises:
+        ValueError: not `count` seeds, or one is not in ``[0, 2^63)``.
+    """
+    seeds = [seed] * count if isinstance(seed, int) else list(seed)
+    if len(seeds) != count:
+        raise ValueError(f"seed must be one integer or {count} of them; got {len(seeds)}")
+    for value in seeds:
+        if not isinstance(value, int) or not 0 <= value < 2**63:
+            raise ValueError(f"seed must be an integer in [0, 2^63); got {value!r}")
+    return seeds
+
+
+__all__ = ["MAX_VOXELS", "CheckpointError", "Pipeline", "seeds_of"]
