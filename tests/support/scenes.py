@@ -13,7 +13,7 @@ def random_voxels(resolution: int, occupancy: float, batch: int = 1, seed: int =
 
 
 def sphere_voxels(resolution: int, batch: int = 1, radius: float = 0.4, thickness: float = 1.0) -> Tensor:
-    """``[N, 4]`` int32: voxels within `thickness` of a sphere of `radius` grid widths, like the surface of an object."""
+    """``[N, 4]`` int32: voxels within `thickness` of a sphere of `radius` grid widths, like an object's surface."""
     axis = torch.arange(resolution) - (resolution - 1) / 2
     distance = (axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2).sqrt() - radius * resolution
     return (distance.abs() < thickness).expand(batch, -1, -1, -1).nonzero().int()

@@ -120,11 +120,11 @@ class StructureFlow(Model):
         return unpatchify(out.unflatten(0, (x.shape[0], *grid)).movedim(-1, 1), config.patch_size).contiguous()
 
 
-def initialise_flow_(model: StructureFlow | nn.Module) -> None:
+def initialise_flow_(model: nn.Module) -> None:
     """Official initialisation of a flow: small timestep embedder, zero modulation and output."""
     initialise_(model)
-    for layer in (model.t_embedder.mlp[0], model.t_embedder.mlp[2]):
-        nn.init.normal_(layer.weight, std=0.02)
     for name, module in model.named_modules():
-        if name.endswith("adaLN_modulation") or name == "out_layer":
+        if name.startswith("t_embedder.mlp.") and isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.02)
+        elif name.endswith("adaLN_modulation") or name == "out_layer":
             zero_(module)

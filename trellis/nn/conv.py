@@ -53,7 +53,7 @@ class Upsample3d(nn.Module):
 
 
 def pixel_shuffle_3d(x: Tensor, factor: int) -> Tensor:
-    """``[B, C f^3, X, Y, Z] -> [B, C, f X, f Y, f Z]``; channel ``((c f + i) f + j) f + k`` goes to offset (i, j, k)."""
+    """``[B, C f^3, X, Y, Z] -> [B, C, f X, f Y, f Z]``; channel ``((c f + i) f + j) f + k`` goes to (i, j, k)."""
     return unpatchify(x, factor)
 
 
@@ -196,11 +196,11 @@ class SubdivideBlock(nn.Module):
             self.skip_connection = SubmanifoldConv3d(in_channels, out_channels, 1)
 
     def forward(self, x: SparseTensor) -> SparseTensor:
-        norm1, activation = self.act_layers
+        norm1, _ = self.act_layers
         conv1, norm2, _, conv2 = self.out_layers
-        hidden = conv1.subdivided(x.with_feats(activation(norm1(x.feats, x.segments))))
+        hidden = conv1.subdivided(x.with_feats(silu(norm1(x.feats, x.segments))))
         # The skip is pointwise, so it is computed on the parents and repeated, an eighth of the work.
         skip = trellis_kernels.subdivide(self.skip_connection(x).feats if self.has_skip else x.feats)
-        hidden = hidden.with_feats(activation(norm2(hidden.feats, hidden.segments)))
+        hidden = hidden.with_feats(silu(norm2(hidden.feats, hidden.segments)))
         hidden = conv2(hidden)
         return hidden.with_feats(hidden.feats + skip)

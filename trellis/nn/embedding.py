@@ -45,5 +45,5 @@ class TimestepEmbedder(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(frequency_dim, channels), nn.SiLU(), nn.Linear(channels, channels))
 
     def forward(self, timestep: Tensor) -> Tensor:
-        frequencies = timestep_frequencies(timestep, self.frequency_dim)
-        return self.mlp(frequencies.to(self.mlp[0].weight.dtype))
+        weight = next(self.mlp.parameters())
+        return self.mlp(timestep_frequencies(timestep, self.frequency_dim).to(weight.dtype))

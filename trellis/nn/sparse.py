@@ -168,5 +168,5 @@ def finer(grid: VoxelGrid) -> VoxelGrid:
     resolution = None if grid.resolution is None else 2 * grid.resolution
     segments = Segments.of([8 * length for length in grid.segments.lengths], grid.coords.device)
     fine_neighbors = trellis_kernels.subdivided_neighbor_map(grid.derive(neighbors, 3))
-    derived = {(neighbors, 3): fine_neighbors}
+    derived: dict[Hashable, Any] = {(neighbors, 3): fine_neighbors}
     return VoxelGrid(trellis_kernels.subdivide_coords(grid.coords), segments, resolution, derived)

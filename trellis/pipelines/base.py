@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from trellis.checkpoints import CheckpointError, HubOptions
+from trellis.checkpoints import HubOptions
 from trellis.pipelines.asset import Asset
 from trellis.pipelines.measure import StageMeter
 from trellis.pipelines.settings import DECODER_ROLES, PipelineSettings, SamplerParams
@@ -180,6 +180,3 @@ def seeds_of(seed: int | Sequence[int], count: int) -> list[int]:
         if not isinstance(value, int) or not 0 <= value < 2**63:
             raise ValueError(f"seed must be an integer in [0, 2^63); got {value!r}")
     return seeds
-
-
-__all__ = ["MAX_VOXELS", "CheckpointError", "Pipeline", "seeds_of"]

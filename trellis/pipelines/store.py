@@ -70,11 +70,10 @@ class ModelStore:
 
     def _load(self, role: str) -> Model:
         path = str(confined(self.paths[role]))
-        options = {"device": self.device, "dtype": self.dtype}
         if isinstance(self.source, Path):
             inside = self.source / path
             if inside.with_name(inside.name + ".json").is_file():
-                return load_model(inside, **options)
+                return load_model(inside, device=self.device, dtype=self.dtype)
             if path.count("/") < 2:
                 raise CheckpointError(f"{self.source}: {role} is at {path!r}, which does not exist there")
             stem = path  # a model of another repository, as the official text pipelines have
@@ -84,7 +83,8 @@ class ModelStore:
                 stem = path
         return load_model(
             stem,
-            **options,
+            device=self.device,
+            dtype=self.dtype,
             revision=self.hub.revision if stem != path else None,
             local_files_only=self.hub.local_files_only,
             token=self.hub.token,

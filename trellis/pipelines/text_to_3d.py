@@ -15,7 +15,10 @@ from trellis.pipelines.stages import Callback, Condition
 
 
 class TextTo3D(Pipeline):
-    """Text to 3D. There is no bundled text model: name one, e.g. ``from_pretrained("microsoft/TRELLIS-text-large")``."""
+    """Text to 3D.
+
+    There is no bundled text model: name one, such as ``TextTo3D.from_pretrained("microsoft/TRELLIS-text-large")``.
+    """
 
     official_name = "TrellisTextTo3DPipeline"
     conditioner_key = "text_cond_model"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Generic, TypeVar
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from trellis.nn.sparse import SparseTensor
@@ -41,7 +42,7 @@ def timesteps(steps: int, rescale_t: float = 1.0) -> list[float]:
     """``steps + 1`` times from 1 to 0, denser near 1 when ``rescale_t > 1``: ``t' = r t / (1 + (r - 1) t)``."""
     if steps < 1:
         raise ValueError(f"steps must be at least 1; got {steps}")
-    linear = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    linear = np.linspace(1, 0, steps + 1)  # rounds as the official code does; torch.linspace differs in the last bit
     return (rescale_t * linear / (1 + (rescale_t - 1) * linear)).tolist()
 
 
@@ -68,7 +69,7 @@ def euler(
     """
     x = noise
     times = timesteps(steps, rescale_t)
-    for index, (t, t_next) in enumerate(zip(times[:-1], times[1:], strict=True)):
+    for index, (t, t_next) in enumerate(pairwise(times)):
         v = velocity(x, t)
         estimate = _combine(x, 1 - sigma_min, v, -(sigma_min + (1 - sigma_min) * t))
         x = _combine(x, 1.0, v, -(t - t_next))
@@ -99,4 +100,4 @@ def _combine(x: State, a: float, v: State, b: float) -> State:
     """``a x + b v``, dense or sparse."""
     if isinstance(x, SparseTensor) and isinstance(v, SparseTensor):
         return x.with_feats(a * x.feats + b * v.feats)
-    return a * x + b * v  # type: ignore[operator]
+    return a * x + b * v

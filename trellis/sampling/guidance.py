@@ -129,5 +129,5 @@ def _guided(
 def _map(function: Callable[..., Tensor], states: list[State]) -> State:
     first = states[0]
     if isinstance(first, SparseTensor):
-        return first.with_feats(function(*(state.feats for state in states)))  # type: ignore[union-attr]
+        return first.with_feats(function(*(state.feats for state in states)))
     return function(*states)
