@@ -46,8 +46,14 @@ PYBIND11_MODULE(_cpu, m) {
   // mesh_extraction
 
   // serialization
+  m.def("curve_codes", &trellis::cpu::curve_codes, release_gil());
+  m.def("curve_order", &trellis::cpu::curve_order, release_gil());
 
   // sparse_conv
 
   // voxel_hash
+  m.def("neighbor_map", &trellis::cpu::neighbor_map, release_gil());
+  m.def("coarsen", &trellis::cpu::coarsen, release_gil());
+  m.def("subdivide_coords", &trellis::cpu::subdivide_coords, release_gil());
+  m.def("subdivided_neighbor_map", &trellis::cpu::subdivided_neighbor_map, release_gil());
 }

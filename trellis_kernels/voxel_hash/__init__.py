@@ -115,8 +115,8 @@ def subdivide_coords(coords: Tensor) -> Tensor:
 def subdivided_neighbor_map(neighbors: Tensor) -> Tensor:
     """Derive the neighbor map of the children from that of their parents, without any search.
 
-    Equals ``neighbor_map(subdivide_coords(coords))`` for ``neighbors = neighbor_map(coords)``: all 8 children of a voxel
-    exist, so a child's neighbor exists if the coarse voxel around it does.
+    Equals ``neighbor_map(subdivide_coords(coords))`` for ``neighbors = neighbor_map(coords)``: all 8 children of a
+    voxel exist, so a child's neighbor exists if the coarse voxel around it does.
 
     Args:
         neighbors: ``[N, 27]`` int32 from `neighbor_map` with kernel size 3; rows in [0, N), -1 where empty.

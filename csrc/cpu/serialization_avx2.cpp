@@ -1,0 +1,2 @@
+#define TRELLIS_ISA avx2
+#include "serialization_kernel.inl.h"

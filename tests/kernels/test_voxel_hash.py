@@ -1,0 +1,263 @@
+"""Voxel maps: reference, brute force, the analytic map of subdivided voxels, golden values."""
+
+import re
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.support.golden import golden
+from tests.support.scenes import random_voxels, shuffled_within_samples, sphere_voxels
+from trellis_kernels import (
+    coarsen,
+    neighbor_map,
+    subdivide_coords,
+    subdivided_neighbor_map,
+    unique_coords,
+    use_reference,
+)
+
+ENDS = torch.tensor([0, 1, 3, 4, 65531, 65532, 65534, 65535])
+SETS = {
+    "none": torch.zeros(0, 4, dtype=torch.int32),
+    "one": torch.tensor([[3, 65535, 0, 7]], dtype=torch.int32),
+    "full grid": random_voxels(9, 1.0),
+    "two samples": shuffled_within_samples(random_voxels(13, 0.2, batch=2)),
+    "scattered": shuffled_within_samples(random_voxels(64, 0.003)),
+    "ends of the range": torch.cartesian_prod(torch.tensor([0, 1, 65535]), ENDS, ENDS, ENDS).int(),
+    "surface": sphere_voxels(24, batch=2),
+}
+voxel_sets = pytest.mark.parametrize("coords", SETS.values(), ids=SETS.keys())
+small_sets = st.lists(st.tuples(st.integers(0, 1), *[st.integers(0, 6)] * 3), unique=True, max_size=60).map(
+    lambda rows: torch.tensor(rows, dtype=torch.int32).reshape(-1, 4)
+)
+
+
+@pytest.fixture(params=["kernel", "reference"])
+def _either(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Runs a test on the kernels, then on the references."""
+    if request.param == "kernel":
+        yield
+    else:
+        with use_reference():
+            yield
+
+
+either = pytest.mark.usefixtures("_either")
+
+
+def by_dictionary(coords: Tensor, kernel_size: int) -> Tensor:
+    """The neighbor map, one look-up at a time."""
+    row = {tuple(voxel): n for n, voxel in enumerate(coords.tolist())}
+    steps = [step - kernel_size // 2 for step in range(kernel_size)]
+    return torch.tensor(
+        [
+            [row.get((b, x + dx, y + dy, z + dz), -1) for dx in steps for dy in steps for dz in steps]
+            for b, x, y, z in row
+        ],
+        dtype=torch.int32,
+    ).reshape(-1, kernel_size**3)
+
+
+@voxel_sets
+@pytest.mark.parametrize("kernel_size", [1, 3, 5])
+def test_neighbor_map_agrees_with_reference(coords: Tensor, kernel_size: int) -> None:
+    actual = neighbor_map(coords, kernel_size)
+    with use_reference():
+        expected = neighbor_map(coords, kernel_size)
+    assert torch.equal(actual, expected)
+
+
+@either
+@pytest.mark.parametrize("kernel_size", [3, 11])
+def test_neighbor_map_is_what_a_dictionary_finds(kernel_size: int) -> None:
+    coords = shuffled_within_samples(random_voxels(12, 0.05, batch=2))
+    assert torch.equal(neighbor_map(coords, kernel_size), by_dictionary(coords, kernel_size))
+
+
+def test_voxels_at_the_ends_of_the_range_are_not_neighbors_across_it() -> None:
+    coords = SETS["ends of the range"]
+    assert torch.equal(neighbor_map(coords), by_dictionary(coords, 3))
+
+
+@given(coords=small_sets, kernel_size=st.sampled_from([1, 3, 5]))
+@settings(max_examples=20, deadline=None)
+def test_neighbor_relation_is_symmetric(coords: Tensor, kernel_size: int) -> None:
+    neighbors, taps = neighbor_map(coords, kernel_size), kernel_size**3
+    n, k = (neighbors >= 0).nonzero(as_tuple=True)
+    assert torch.equal(neighbors[neighbors[n, k].long(), taps - 1 - k].long(), n)
+    assert torch.equal(neighbors[:, taps // 2].long(), torch.arange(len(coords)))
+
+
+@given(coords=small_sets, seed=st.integers(0, 99))
+@settings(max_examples=20, deadline=None)
+def test_neighbor_map_follows_a_permutation_of_the_voxels(coords: Tensor, seed: int) -> None:
+    order = torch.randperm(len(coords), generator=torch.Generator().manual_seed(seed))
+    rank = torch.cat([order.argsort(), torch.tensor([-1])]).int()  # old row -> new row; -1 stays
+    assert torch.equal(neighbor_map(coords[order]), rank[neighbor_map(coords).long()][order])
+
+
+@voxel_sets
+@pytest.mark.parametrize("factor", [1, 2, 3])
+def test_coarsen_agrees_with_reference(coords: Tensor, factor: int) -> None:
+    coarse, inverse = coarsen(coords, factor)
+    with use_reference():
+        expected, expected_inverse = coarsen(coords, factor)
+    assert torch.equal(coarse, expected)
+    assert torch.equal(inverse, expected_inverse)
+
+
+@pytest.mark.parametrize("spread", [1, 40, 65535], ids="up to {}".format)
+def test_coarsen_of_many_repeated_voxels_agrees_with_reference(spread: int) -> None:
+    coords = torch.randint(0, spread + 1, (50_000, 4), dtype=torch.int32)
+    coarse, inverse = coarsen(coords, 2)
+    with use_reference():
+        expected, expected_inverse = coarsen(coords, 2)
+    assert torch.equal(coarse, expected)
+    assert torch.equal(inverse, expected_inverse)
+
+
+@either
+@given(coords=small_sets, factor=st.integers(1, 4), repeat=st.integers(1, 3))
+@settings(max_examples=20, deadline=None)
+def test_coarse_voxels_are_a_sorted_set_that_covers_the_fine_ones(coords: Tensor, factor: int, repeat: int) -> None:
+    coords = coords.repeat(repeat, 1)
+    coarse, inverse = coarsen(coords, factor)
+    rows = [(b, x // factor, y // factor, z // factor) for b, x, y, z in coords.tolist()]
+    assert [tuple(row) for row in coarse.tolist()] == sorted(set(rows))
+    assert [tuple(row) for row in coarse[inverse.long()].tolist()] == rows
+
+
+@voxel_sets
+def test_subdivided_coords_and_their_map_agree_with_reference(coords: Tensor) -> None:
+    coords = coords // coords.new_tensor([1, 2, 2, 2])
+    coords = unique_coords(coords)[0]
+    neighbors = neighbor_map(coords)
+    actual, actual_map = subdivide_coords(coords), subdivided_neighbor_map(neighbors)
+    with use_reference():
+        assert torch.equal(actual, subdivide_coords(coords))
+        assert torch.equal(actual_map, subdivided_neighbor_map(neighbors))
+
+
+@either
+@given(coords=small_sets)
+@settings(max_examples=20, deadline=None)
+def test_subdivided_map_is_the_map_of_the_subdivided_voxels(coords: Tensor) -> None:
+    assert torch.equal(subdivided_neighbor_map(neighbor_map(coords)), neighbor_map(subdivide_coords(coords)))
+
+
+def test_coarsening_undoes_subdivision() -> None:
+    coords = random_voxels(11, 0.3, batch=2)
+    coarse, inverse = coarsen(subdivide_coords(coords))
+    assert torch.equal(coarse, coords)
+    assert torch.equal(inverse, torch.arange(len(coords), dtype=torch.int32).repeat_interleave(8))
+
+
+@either
+def test_golden_coordinates() -> None:
+    item = golden("sparse_ops")
+    coarse, inverse = coarsen(item["in.coords"])
+    item.check("out.down_coords", coarse)
+    item.check("out.down_idx", inverse)
+    item.check("out.subdiv_coords", subdivide_coords(item["in.coords"]))
+
+
+def test_results_do_not_depend_on_the_thread_count() -> None:
+    coords = shuffled_within_samples(subdivide_coords(sphere_voxels(48, batch=2)))
+    threads = torch.get_num_threads()
+    results = []
+    for count in (1, 3):
+        torch.set_num_threads(count)
+        neighbors = neighbor_map(coords)
+        results.append((neighbors, *coarsen(coords), subdivide_coords(coords), subdivided_neighbor_map(neighbors)))
+    torch.set_num_threads(threads)
+    assert all(torch.equal(one, three) for one, three in zip(*results, strict=True))
+
+
+def test_non_contiguous_coordinates_are_read_in_place() -> None:
+    coords = random_voxels(6, 0.4)
+    wide = torch.cat([coords, coords + 1], 1)[:, :4]
+    assert torch.equal(neighbor_map(wide), neighbor_map(coords))
+    assert torch.equal(subdivide_coords(wide), subdivide_coords(coords))
+
+
+def test_are_ordinary_torch_operators() -> None:
+    coords = random_voxels(4, 0.4)
+    operators = torch.ops.trellis_kernels
+    torch.library.opcheck(operators.neighbor_map.default, (coords, 3))
+    torch.library.opcheck(operators.coarsen.default, (coords, 2))
+    torch.library.opcheck(operators.subdivide_coords.default, (coords,))
+    torch.library.opcheck(operators.subdivided_neighbor_map.default, (neighbor_map(coords),))
+
+
+def test_compile_without_graph_breaks() -> None:
+    def fine_map(coords: Tensor) -> tuple[Tensor, Tensor]:
+        return subdivide_coords(coords), subdivided_neighbor_map(neighbor_map(coords))
+
+    coords = random_voxels(4, 0.4)
+    compiled = torch.compile(fine_map, fullgraph=True, backend="aot_eager")
+    for actual, expected in zip(compiled(coords), fine_map(coords), strict=True):
+        assert torch.equal(actual, expected)
+
+
+@either
+@pytest.mark.parametrize("value", [-1, 65536])
+@pytest.mark.parametrize("column", [0, 3])
+def test_coordinates_out_of_range_are_named(value: int, column: int) -> None:
+    coords = torch.ones(3000, 4, dtype=torch.int32)
+    coords[1700, column] = coords[2500, 1] = value
+    row = coords[1700].tolist()
+    message = rf"coords must be in \[0, 65535\]; got \[{row[0]}, 1, 1, {row[3]}\] in row 1700$"
+    with pytest.raises(ValueError, match=message):
+        neighbor_map(coords)
+    with pytest.raises(ValueError, match=message):
+        unique_coords(coords)
+    with pytest.raises(ValueError, match=r"coords must be in \[0, 32767\]; got .* in row 1700$"):
+        subdivide_coords(coords)
+
+
+@either
+def test_children_out_of_range_are_an_error() -> None:
+    subdivide_coords(torch.tensor([[65535, 32767, 32767, 32767]], dtype=torch.int32))
+    with pytest.raises(ValueError, match=r"coords must be in \[0, 32767\]; got \[0, 1, 32768, 1\] in row 0$"):
+        subdivide_coords(torch.tensor([[0, 1, 32768, 1]], dtype=torch.int32))
+
+
+@either
+@pytest.mark.parametrize("order", [1, -1])
+def test_repeated_voxels_are_named(order: int) -> None:
+    coords = random_voxels(12, 0.9)
+    coords = coords.flip(0) if order < 0 else coords
+    coords[700] = coords[900] = coords[40]
+    coords[50] = coords[1200]
+    message = (
+        rf"coords must hold each voxel once; got \[{', '.join(map(str, coords[40].tolist()))}\] in rows 40 and 700$"
+    )
+    with pytest.raises(ValueError, match=message):
+        neighbor_map(coords)
+
+
+@either
+@pytest.mark.parametrize("bad", [-2, 5])
+def test_rows_out_of_range_are_named(bad: int) -> None:
+    neighbors = torch.full((5, 27), -1, dtype=torch.int32)
+    neighbors[3, 2] = bad
+    with pytest.raises(ValueError, match=rf"neighbors must be in \[-1, 5\); got {bad}$"):
+        subdivided_neighbor_map(neighbors)
+
+
+def test_arguments_that_do_not_fit_are_named() -> None:
+    coords = torch.zeros(2, 4, dtype=torch.int32)
+    with pytest.raises(ValueError, match="kernel_size must be odd and positive; got 2"):
+        neighbor_map(coords, 2)
+    with pytest.raises(ValueError, match="factor must be positive; got 0"):
+        coarsen(coords, 0)
+    with pytest.raises(ValueError, match=r"coords must be \[N, 4\] with N=2; got \[2, 3\]"):
+        neighbor_map(coords[:, :3])
+    with pytest.raises(TypeError, match=r"coords must be torch.int32; got torch.int64"):
+        unique_coords(coords.long())
+    with pytest.raises(ValueError, match=r"neighbors must be \[N, 27\] with N=2; got \[2, 4\]"):
+        subdivided_neighbor_map(coords)
