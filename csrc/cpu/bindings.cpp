@@ -50,6 +50,20 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("curve_order", &trellis::cpu::curve_order, release_gil());
 
   // sparse_conv
+  m.def("submanifold_conv", &trellis::cpu::submanifold_conv<float>, release_gil());
+  m.def("submanifold_conv", &trellis::cpu::submanifold_conv<double>, release_gil());
+  m.def("submanifold_conv_input_gradient", &trellis::cpu::submanifold_conv_input_gradient<float>, release_gil());
+  m.def("submanifold_conv_input_gradient", &trellis::cpu::submanifold_conv_input_gradient<double>, release_gil());
+  m.def("submanifold_conv_weight_gradient", &trellis::cpu::submanifold_conv_weight_gradient<float>, release_gil());
+  m.def("submanifold_conv_weight_gradient", &trellis::cpu::submanifold_conv_weight_gradient<double>, release_gil());
+  m.def("subdivided_conv", &trellis::cpu::subdivided_conv<float>, release_gil());
+  m.def("subdivided_conv", &trellis::cpu::subdivided_conv<double>, release_gil());
+  m.def("subdivided_conv_input_gradient", &trellis::cpu::subdivided_conv_input_gradient<float>, release_gil());
+  m.def("subdivided_conv_input_gradient", &trellis::cpu::subdivided_conv_input_gradient<double>, release_gil());
+  m.def("subdivided_conv_weight_gradient", &trellis::cpu::subdivided_conv_weight_gradient<float>, release_gil());
+  m.def("subdivided_conv_weight_gradient", &trellis::cpu::subdivided_conv_weight_gradient<double>, release_gil());
+  m.def("sparse_pool", &trellis::cpu::sparse_pool<float>, release_gil());
+  m.def("sparse_pool", &trellis::cpu::sparse_pool<double>, release_gil());
 
   // voxel_hash
   m.def("neighbor_map", &trellis::cpu::neighbor_map, release_gil());

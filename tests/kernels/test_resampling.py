@@ -1,15 +1,7 @@
 """sparse_pool, upsample and subdivide (room sparse_conv)."""
 
-import pytest
-
 from tests.support.golden import golden
-from trellis_kernels import sparse_pool, subdivide, upsample, use_reference
-
-
-@pytest.fixture(autouse=True)
-def _reference():
-    with use_reference():
-        yield
+from trellis_kernels import sparse_pool, subdivide, upsample
 
 
 def test_golden_pooling() -> None:
