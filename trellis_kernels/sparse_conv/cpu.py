@@ -1,4 +1,4 @@
-"""CPU launch. The kernels are csrc/cpu/sparse_conv*, on the matrix product of csrc/cpu/gemm.inl.h, and sparse_pool.cpp."""
+"""CPU launch. The kernels are csrc/cpu/sparse_conv*.cpp (on gemm.inl.h) and sparse_pool.cpp."""
 
 from __future__ import annotations
 
