@@ -198,6 +198,7 @@ class SubdivideBlock(nn.Module):
     def forward(self, x: SparseTensor) -> SparseTensor:
         norm1, _ = self.act_layers
         conv1, norm2, _, conv2 = self.out_layers
+        assert isinstance(conv1, SubmanifoldConv3d)
         hidden = conv1.subdivided(x.with_feats(silu(norm1(x.feats, x.segments))))
         # The skip is pointwise, so it is computed on the parents and repeated, an eighth of the work.
         skip = trellis_kernels.subdivide(self.skip_connection(x).feats if self.has_skip else x.feats)

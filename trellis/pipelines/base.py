@@ -11,9 +11,8 @@ import torch
 
 from trellis.checkpoints import HubOptions
 from trellis.pipelines.asset import Asset
-from trellis.pipelines.measure import StageMeter
 from trellis.pipelines.settings import DECODER_ROLES, PipelineSettings, SamplerParams
-from trellis.pipelines.stages import Callback, Condition, as_normal, decode, sample_latent, sample_structure
+from trellis.pipelines.stages import Condition, Run, as_normal, decode, sample_latent, sample_structure
 from trellis.pipelines.store import ModelStore, open_source
 
 Self = TypeVar("Self", bound="Pipeline")
@@ -122,8 +121,7 @@ class Pipeline:
         latent: SamplerParams | None,
         formats: Sequence[str] | None,
         max_voxels: int,
-        callback: Callback | None,
-        meter: StageMeter,
+        run: Run,
         meta: Sequence[dict[str, Any]],
     ) -> list[Asset]:
         """From conditioning tokens to assets, one per object. Called by the subclasses."""
@@ -136,15 +134,15 @@ class Pipeline:
         # Noise is drawn on the CPU, from generators of our own: the same seed starts the same on every device, and the
         # caller's random state is untouched. One generator per object: results do not depend on the batch.
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        grid = sample_structure(self.store, condition, structure, generators, max_voxels, callback, meter)
-        slat = sample_latent(self.store, condition, latent, generators, grid, self.settings, callback, meter)
-        decoded = decode(self.store, slat, wanted, meter)
+        grid = sample_structure(self.store, condition, structure, generators, max_voxels, run)
+        slat = sample_latent(self.store, condition, latent, generators, grid, self.settings, run)
+        decoded = decode(self.store, slat, wanted, run)
         slat = as_normal(slat)
         return [
             Asset(
                 slat=slat.sample(index),
                 **{name: as_normal(decoded[name][index]) for name in wanted},
-                timings=dict(meter.stages),
+                timings=dict(run.meter.stages),
                 meta={
                     "model": self.name,
                     "seed": seeds[index],

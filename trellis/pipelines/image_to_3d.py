@@ -9,9 +9,8 @@ import torch
 
 from trellis.pipelines.asset import Asset
 from trellis.pipelines.base import MAX_VOXELS, Pipeline, seeds_of
-from trellis.pipelines.measure import StageMeter
 from trellis.pipelines.settings import SamplerParams
-from trellis.pipelines.stages import Callback, Condition, ViewMode
+from trellis.pipelines.stages import Callback, Condition, Run, ViewMode
 
 DEFAULT_SEED = 42
 
@@ -58,7 +57,7 @@ class ImageTo3D(Pipeline):
             max_voxels: an object with more occupied voxels is an error before anything large is allocated.
             max_pixels: of an input image; default as `trellis.conditioning.imaging.load_image`.
             batch_size: images that go through the networks together.
-            callback: called with a `Progress` after each step; returning False cancels.
+            callback: called with a `Progress` after each step and stage; returning False cancels.
 
         Returns:
             `Asset`, or a list of them if `image` is a list.
@@ -76,8 +75,8 @@ class ImageTo3D(Pipeline):
         with torch.inference_mode():
             for start in range(0, len(images), batch_size):
                 group = slice(start, start + batch_size)
-                meter = StageMeter()
-                condition, meta = self._condition(images[group], max_pixels, meter)
+                run = Run(callback)
+                condition, meta = self._condition(images[group], max_pixels, run)
                 assets += self.generate(
                     condition,
                     seeds=seeds[group],
@@ -87,8 +86,7 @@ class ImageTo3D(Pipeline):
                     latent=latent,
                     formats=formats,
                     max_voxels=max_voxels,
-                    callback=callback,
-                    meter=meter,
+                    run=run,
                     meta=meta,
                 )
         return assets if several else assets[0]
@@ -130,9 +128,9 @@ class ImageTo3D(Pipeline):
             raise ValueError(f"mode must be 'stochastic' or 'multidiffusion'; got {mode!r}")
         if not images:
             raise ValueError("images must be a non-empty list; got an empty one")
-        meter = StageMeter()
+        run = Run(callback)
         with torch.inference_mode():
-            views, meta = self._condition(list(images), max_pixels, meter)
+            views, meta = self._condition(list(images), max_pixels, run)
             condition = Condition(views.tokens, views.negative, mode)
             background = [entry["background"] for entry in meta]
             return self.generate(
@@ -144,23 +142,20 @@ class ImageTo3D(Pipeline):
                 latent=latent,
                 formats=formats,
                 max_voxels=max_voxels,
-                callback=callback,
-                meter=meter,
+                run=run,
                 meta=[{"background": background, "views": len(images), "mode": mode}],
             )[0]
 
-    def _condition(
-        self, images: list[Any], max_pixels: int | None, meter: StageMeter
-    ) -> tuple[Condition, list[dict[str, Any]]]:
+    def _condition(self, images: list[Any], max_pixels: int | None, run: Run) -> tuple[Condition, list[dict[str, Any]]]:
         from trellis.conditioning.imaging import load_image, prepare_image
 
         prepared, meta = [], []
-        with meter.stage("preprocess", self.device):
+        with run.stage("preprocess", self.device):
             for image in images:
                 loaded = load_image(image) if max_pixels is None else load_image(image, max_pixels=max_pixels)
                 picture, method = prepare_image(loaded)
                 prepared.append(picture)
                 meta.append({"background": method})
-        with meter.stage("image_encoder", self.device):
+        with run.stage("image_encoder", self.device):
             tokens = self.conditioner.encode(prepared)
         return Condition(tokens, torch.zeros_like(tokens[:1])), meta

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -28,22 +29,43 @@ class Cancelled(Exception):  # noqa: N818 - it is no error, the caller asked for
 
 @dataclass(frozen=True)
 class Progress:
-    """What a callback receives after each sampling step.
+    """What a callback receives after each sampling step, and at the end of every other stage.
 
     Args:
-        stage: "structure" or "latent".
+        stage: "preprocess", "image_encoder" or "text_encoder", "structure_flow", "structure_decoder", "latent_flow",
+            then "gaussians_decoder", "radiance_field_decoder", "mesh_decoder" as far as they are asked for.
         step: number of the step, from 0.
-        steps: how many the stage has.
-        estimate: what the sample is heading to: structure latent ``[B, 8, r, r, r]`` or a SparseTensor.
+        steps: how many the stage has; 1 for all but the two flows.
+        estimate: in a flow, what the sample is heading to: structure latent ``[B, 8, r, r, r]`` or a SparseTensor.
     """
 
     stage: str
     step: int
     steps: int
-    estimate: Tensor | SparseTensor
+    estimate: Tensor | SparseTensor | None = None
 
 
 Callback = Callable[[Progress], bool | None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One call of a pipeline: whom to tell, and what was measured."""
+
+    callback: Callback | None
+    meter: StageMeter = field(default_factory=StageMeter)
+
+    def tell(self, progress: Progress) -> None:
+        """Raise `Cancelled` if the callback says so."""
+        if self.callback is not None and self.callback(progress) is False:
+            raise Cancelled(f"cancelled in stage {progress.stage!r} after step {progress.step + 1} of {progress.steps}")
+
+    @contextmanager
+    def stage(self, name: str, device: torch.device) -> Iterator[None]:
+        """A stage of one step."""
+        with self.meter.stage(name, device):
+            yield
+        self.tell(Progress(name, 0, 1))
 
 
 @dataclass(frozen=True)
@@ -81,17 +103,12 @@ def run_sampler(
     noise: State,
     params: SamplerParams,
     stage: str,
-    callback: Callback | None,
+    run: Run,
 ) -> State:
-    """Sample to the end, or until the callback returns False.
-
-    Raises:
-        Cancelled: the callback returned False.
-    """
+    """Sample to the end, or until the callback cancels."""
     step: FlowStep[State] | None = None
     for step in euler(velocity, noise, params.steps, params.rescale_t, params.sigma_min):
-        if callback is not None and callback(Progress(stage, step.index, step.steps, step.estimate)) is False:
-            raise Cancelled(f"cancelled in stage {stage!r} after step {step.index + 1} of {step.steps}")
+        run.tell(Progress(stage, step.index, step.steps, step.estimate))
     assert step is not None
     return step.x
 
@@ -102,19 +119,18 @@ def sample_structure(
     params: SamplerParams,
     generators: Sequence[torch.Generator],
     max_voxels: int,
-    callback: Callback | None,
-    meter: StageMeter,
+    run: Run,
 ) -> VoxelGrid:
     """Which voxels each object occupies.
 
     Raises:
         ValueError: an object has no voxel, or more than `max_voxels`.
     """
-    with meter.stage("structure_flow", store.device), store.use("sparse_structure_flow_model") as flow:
+    with run.meter.stage("structure_flow", store.device), store.use("sparse_structure_flow_model") as flow:
         shape = (flow.config.in_channels, *(flow.config.resolution,) * 3)
         noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-        latent = run_sampler(condition.velocity(flow, params), noise.to(store.device), params, "structure", callback)
-    with meter.stage("structure_decoder", store.device), store.use("sparse_structure_decoder") as decoder:
+        latent = run_sampler(condition.velocity(flow, params), noise.to(store.device), params, "structure_flow", run)
+    with run.stage("structure_decoder", store.device), store.use("sparse_structure_decoder") as decoder:
         logits = torch.cat([decoder(sample[None]) for sample in latent])
     counts = (logits > 0).flatten(1).sum(dim=1).tolist()
     for index, count in enumerate(counts):
@@ -137,11 +153,10 @@ def sample_latent(
     generators: Sequence[torch.Generator],
     grid: VoxelGrid,
     settings: PipelineSettings,
-    callback: Callback | None,
-    meter: StageMeter,
+    run: Run,
 ) -> SparseTensor:
     """The structured latent on the voxels, denormalised, ready for the decoders."""
-    with meter.stage("latent_flow", store.device), store.use("slat_flow_model") as flow:
+    with run.meter.stage("latent_flow", store.device), store.use("slat_flow_model") as flow:
         channels = flow.config.in_channels
         noise = torch.cat(
             [
@@ -150,16 +165,16 @@ def sample_latent(
             ]
         )
         start = SparseTensor(grid, noise.to(store.device))
-        slat = run_sampler(condition.velocity(flow, params), start, params, "latent", callback)
+        slat = run_sampler(condition.velocity(flow, params), start, params, "latent_flow", run)
     mean, std = settings.mean.to(store.device), settings.std.to(store.device)
     return slat.with_feats(slat.feats * std + mean)
 
 
-def decode(store: ModelStore, slat: SparseTensor, formats: Sequence[str], meter: StageMeter) -> dict[str, list[Any]]:
+def decode(store: ModelStore, slat: SparseTensor, formats: Sequence[str], run: Run) -> dict[str, list[Any]]:
     """Representation name -> one per object."""
     decoded: dict[str, list[Any]] = {}
     for name in formats:
-        with meter.stage(f"{name}_decoder", store.device), store.use(DECODER_ROLES[name]) as decoder:
+        with run.stage(f"{name}_decoder", store.device), store.use(DECODER_ROLES[name]) as decoder:
             # One object at a time: peak memory is that of the largest, not of the batch.
             decoded[name] = [decoder(slat.sample(index))[0] for index in range(len(slat))]
     return decoded

@@ -9,9 +9,8 @@ import torch
 
 from trellis.pipelines.base import MAX_VOXELS, Pipeline, seeds_of
 from trellis.pipelines.image_to_3d import DEFAULT_SEED
-from trellis.pipelines.measure import StageMeter
 from trellis.pipelines.settings import SamplerParams
-from trellis.pipelines.stages import Callback, Condition
+from trellis.pipelines.stages import Callback, Condition, Run
 
 
 class TextTo3D(Pipeline):
@@ -49,7 +48,7 @@ class TextTo3D(Pipeline):
             latent: all sampling parameters of the latent stage.
             formats: of "gaussians", "radiance_field", "mesh"; default: all the pipeline has.
             max_voxels: an object with more occupied voxels is an error before anything large is allocated.
-            callback: called with a `Progress` after each step; returning False cancels.
+            callback: called with a `Progress` after each step and stage; returning False cancels.
 
         Returns:
             `Asset`, or a list of them if `prompt` is a list.
@@ -65,8 +64,8 @@ class TextTo3D(Pipeline):
         assets = []
         with torch.inference_mode():
             for text, one_seed in zip(prompts, seeds, strict=True):
-                meter = StageMeter()
-                with meter.stage("text_encoder", self.device):
+                run = Run(callback)
+                with run.stage("text_encoder", self.device):
                     condition = Condition(self.conditioner.encode([text]), self.conditioner.encode([""]))
                 assets += self.generate(
                     condition,
@@ -77,8 +76,7 @@ class TextTo3D(Pipeline):
                     latent=latent,
                     formats=formats,
                     max_voxels=max_voxels,
-                    callback=callback,
-                    meter=meter,
+                    run=run,
                     meta=[{"prompt": text}],
                 )
         return assets[0] if isinstance(prompt, str) else assets

@@ -1,0 +1,84 @@
+"""The `trellis` command."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def _trellis() -> None:
+    """Turn a picture or a sentence into a 3D asset."""
+
+
+@app.command()
+def generate(
+    photos: Annotated[list[Path], typer.Argument(help="Photos; each becomes an asset (see --one-object).")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder, or one file such as chair.glb.")],
+    model: Annotated[str | None, typer.Option(help="Folder or Hub repository; default: the bundled model.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same asset.")] = 42,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps of both stages.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance strength of both stages.")] = None,
+    formats: Annotated[
+        str,
+        typer.Option(help="Files to write, of: glb, obj, stl, ply (Gaussians), png (preview), rf (radiance field)."),
+    ] = "glb,ply,png",
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda, cuda:1, ...; auto: a GPU if every operator runs there.")
+    ] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16; auto: float32 on a CPU.")] = "auto",
+    video: Annotated[bool, typer.Option("--video", help="Also write turntable.mp4.")] = False,
+    one_object: Annotated[bool, typer.Option("--one-object", help="The photos show one object.")] = False,
+    mode: Annotated[str, typer.Option(help="With --one-object: stochastic or multidiffusion.")] = "stochastic",
+    max_voxels: Annotated[int, typer.Option(help="More occupied voxels than this is an error.")] = 32_768,
+    max_pixels: Annotated[int | None, typer.Option(help="Largest photo accepted, in pixels.")] = None,
+    low_memory: Annotated[bool, typer.Option("--low-memory", help="Hold one model at a time.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Log more, and show tracebacks.")] = False,
+) -> None:
+    """Make 3D assets from photos."""
+    from trellis.commands.generate import Request, run
+
+    _log(verbose)
+    request = Request(
+        photos=photos,
+        output=output,
+        model=model,
+        seed=seed,
+        steps=steps,
+        guidance=guidance,
+        formats=tuple(name.strip() for name in formats.split(",") if name.strip()),
+        device=device,
+        dtype=dtype,
+        video=video,
+        one_object=one_object,
+        mode=mode,
+        max_voxels=max_voxels,
+        max_pixels=max_pixels,
+        low_memory=low_memory,
+        verbose=verbose,
+    )
+    raise typer.Exit(run(request))
+
+
+@app.command()
+def doctor() -> None:
+    """Say what is compiled, which device there is, which kernel serves which operator, which models are cached."""
+    from trellis.commands.doctor import run
+
+    raise typer.Exit(run())
+
+
+def _log(verbose: bool) -> None:
+    from rich.logging import RichHandler
+
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", handlers=[RichHandler(show_path=False, show_time=False)])
+
+
+def main() -> None:
+    app()

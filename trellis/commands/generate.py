@@ -1,0 +1,196 @@
+"""`trellis generate`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+FILES = {
+    "glb": "mesh.glb",
+    "obj": "mesh.obj",
+    "stl": "mesh.stl",
+    "ply": "gaussians.ply",
+    "png": "preview.png",
+    "rf": "radiance_field.safetensors",
+    "mp4": "turntable.mp4",
+}
+_REPRESENTATION = {
+    "glb": "mesh",
+    "obj": "mesh",
+    "stl": "mesh",
+    "ply": "gaussians",
+    "png": "gaussians",
+    "mp4": "gaussians",
+    "rf": "radiance_field",
+}
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of `trellis generate`, unchecked."""
+
+    photos: list[Path]
+    output: Path
+    model: str | None
+    seed: int
+    steps: int | None
+    guidance: float | None
+    formats: tuple[str, ...]
+    device: str
+    dtype: str
+    video: bool
+    one_object: bool
+    mode: str
+    max_voxels: int
+    max_pixels: int | None
+    low_memory: bool
+    verbose: bool
+
+    @property
+    def single_file(self) -> bool:
+        return self.output.suffix.lower().lstrip(".") in {*FILES, "safetensors"}
+
+    def wanted(self) -> tuple[str, ...]:
+        """The formats to write.
+
+        Raises:
+            ValueError: one is unknown, or a single file is asked for several objects.
+        """
+        if self.single_file:
+            if len(self.photos) > 1 and not self.one_object:
+                raise ValueError(f"--output {self.output} is one file, but there are {len(self.photos)} photos")
+            suffix = self.output.suffix.lower().lstrip(".")
+            return ("rf" if suffix == "safetensors" else suffix,)
+        unknown = [name for name in self.formats if name not in FILES]
+        if unknown or not self.formats:
+            raise ValueError(f"--formats must be among {', '.join(FILES)}; got {unknown[0] if unknown else 'none'!r}")
+        return (*self.formats, "mp4") if self.video and "mp4" not in self.formats else self.formats
+
+
+def run(request: Request) -> int:
+    """Do it; the exit code: 0, or 1 if anything failed (each failure is one line on the error stream)."""
+    console, errors = Console(), Console(stderr=True)
+    try:
+        wanted = request.wanted()
+        with console.status("loading models"):
+            pipe = _load(request)
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        return _failed(errors, "cannot start", error, request.verbose)
+    if pipe.notice:
+        console.print(escape(pipe.notice), style="yellow")
+    jobs = [request.photos] if request.one_object else [[photo] for photo in request.photos]
+    folders = _folders([job[0] for job in jobs], request.output)
+    failures = 0
+    for job, folder in zip(jobs, folders, strict=True):
+        title = job[0].name if len(job) == 1 else f"{job[0].name} and {len(job) - 1} more"
+        try:
+            with _progress(console, title) as callback:
+                asset = _generate(pipe, request, job, wanted, callback)
+            _write(asset, request, folder, wanted, console)
+        except (ValueError, OSError, RuntimeError, NotImplementedError) as error:
+            failures += 1
+            _failed(errors, title, error, request.verbose)
+    if failures and len(jobs) > 1:
+        errors.print(f"{failures} of {len(jobs)} failed")
+    return 1 if failures else 0
+
+
+def _load(request: Request) -> Any:
+    import torch
+
+    import trellis_kernels
+    from trellis import ImageTo3D
+
+    device = request.device
+    if device == "auto":
+        everywhere = all("cuda" in operator.kernels for operator in trellis_kernels.OPERATORS.values())
+        device = "cuda" if torch.cuda.is_available() and everywhere else "cpu"
+    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if request.dtype == "auto":
+        dtype = torch.float32 if torch.device(device).type == "cpu" else None
+    elif request.dtype in names:
+        dtype = names[request.dtype]
+    else:
+        raise ValueError(f"--dtype must be auto, {', '.join(names)}; got {request.dtype!r}")
+    logger.info("device %s, torso %s", device, dtype or "as stored")
+    return ImageTo3D.from_pretrained(request.model, device=device, dtype=dtype, low_memory=request.low_memory)
+
+
+def _generate(pipe: Any, request: Request, photos: list[Path], wanted: tuple[str, ...], callback: Any) -> Any:
+    options = {
+        "seed": request.seed,
+        "steps": request.steps,
+        "guidance": request.guidance,
+        "formats": list(dict.fromkeys(_REPRESENTATION[name] for name in wanted)),
+        "max_voxels": request.max_voxels,
+        "max_pixels": request.max_pixels,
+        "callback": callback,
+    }
+    if request.one_object:
+        return pipe.from_views(photos, mode=request.mode, **options)
+    return pipe(photos[0], **options)
+
+
+def _write(asset: Any, request: Request, folder: Path, wanted: tuple[str, ...], console: Console) -> None:
+    if request.single_file:
+        request.output.parent.mkdir(parents=True, exist_ok=True)
+        asset.save(request.output)
+        written = [request.output]
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        written = [folder / FILES[name] for name in wanted] + [folder / "report.json"]
+        for path in written:
+            with console.status(f"writing {path.name}"):
+                asset.save(path)
+    seconds = sum(stage["seconds"] for stage in asset.timings.values())
+    names = ", ".join(path.name for path in written)
+    console.print(
+        f"{escape(str(written[0].parent))}/ [dim]{names} · {asset.slat.coords.shape[0]} voxels · {seconds:.1f} s[/]"
+    )
+
+
+def _folders(photos: list[Path], output: Path) -> list[Path]:
+    """One folder per photo, named after it; photos of equal names are numbered."""
+    seen: dict[str, int] = {}
+    folders = []
+    for photo in photos:
+        count = seen[photo.stem] = seen.get(photo.stem, 0) + 1
+        folders.append(output / (photo.stem if count == 1 else f"{photo.stem}-{count}"))
+    return folders
+
+
+@contextmanager
+def _progress(console: Console, title: str) -> Iterator[Any]:
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def callback(progress: Any) -> None:
+            name = progress.stage.replace("_", " ")
+            if name not in tasks:
+                tasks[name] = bars.add_task(f"{escape(title)}: {name}", total=progress.steps)
+            bars.update(tasks[name], completed=progress.step + 1)
+
+        yield callback
+
+
+def _failed(errors: Console, what: str, error: BaseException, verbose: bool) -> int:
+    errors.print(f"[red]error[/] {escape(what)}: {escape(str(error) or type(error).__name__)}", soft_wrap=True)
+    if verbose:
+        errors.print_exception()
+    return 1
