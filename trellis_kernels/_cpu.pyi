@@ -6,6 +6,22 @@ def set_instruction_set(name: str) -> None: ...
 # attention
 
 # gaussians
+def rasterize_gaussians(
+    means: Tensor,
+    quats: Tensor,
+    scales: Tensor,
+    opacities: Tensor,
+    colors: Tensor,
+    extrinsics: Tensor,
+    intrinsics: Tensor,
+    background: Tensor,
+    out_colors: Tensor,
+    out_depths: Tensor,
+    out_transmittances: Tensor,
+    out_last: Tensor,
+    kernel_size: float,
+    threads: int,
+) -> None: ...
 
 # mesh_extraction
 

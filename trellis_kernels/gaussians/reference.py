@@ -141,7 +141,7 @@ def _blend(
         xx, xy, yy = splats.conics[chunk].unbind(-1)
         power = -0.5 * (xx * dx * dx + yy * dy * dy) - xy * dx * dy
         alpha = (splats.opacities[chunk] * power.exp()).clamp_max(LARGEST_ALPHA)
-        alpha = alpha * ((power <= 0) & (alpha >= SMALLEST_ALPHA))
+        alpha = alpha.masked_fill((power > 0) | ~(alpha >= SMALLEST_ALPHA), 0)
         after = transmittance[:, None] * (1 - alpha).cumprod(-1)
         # The splat that would bring the transmittance below the limit is left out, with all that follow.
         kept = going[:, None] & (after >= SMALLEST_TRANSMITTANCE)

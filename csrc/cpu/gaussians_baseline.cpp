@@ -1,0 +1,2 @@
+#define TRELLIS_ISA gaussians_baseline
+#include "gaussians.inl.h"

@@ -1,0 +1,66 @@
+// What the driver of the Gaussian rasteriser (gaussians.cpp) asks of its inner loops (gaussians.inl.h), which are
+// compiled once per instruction set.
+#pragma once
+#include <cstdint>
+
+namespace trellis {
+
+constexpr int kTile = 16;  // pixels per side
+constexpr int kTilePixels = kTile * kTile;
+
+// A projected Gaussian: what a pixel needs to know.
+template <class T>
+struct alignas(64) Splat {
+  T x, y;        // center, pixels
+  T xx, xy, yy;  // log of the footprint = xx dx^2 + xy dx dy + yy dy^2
+  T opacity;
+  T limit;  // log of the footprint below which alpha is under 1/255, with a margin
+  T depth;
+  uint16_t x0, y0, x1, y1;  // pixels that it can reach, the last ones excluded; not empty
+  int32_t index;            // into the inputs
+};
+
+template <class T>
+struct Camera {
+  T rotation[9], translation[3];
+  T fx, fy, cx, cy;  // normalised
+  int width, height;
+  T kernel_size;
+};
+
+// Projects Gaussians [begin, end); writes those that are drawn, packed, and returns their number.
+template <class T>
+struct ProjectJob {
+  const T *means, *quats, *scales, *opacities;
+  int64_t begin, end;
+  const Camera<T>* camera;
+  Splat<T>* splats;
+};
+
+// Blends `count` splats, nearest first, into one tile. `state` holds planes of 16 x 16 pixels: transmittance (negative:
+// the pixel is finished), depth, then the channels. Returns whether all pixels are finished.
+template <class T>
+struct BlendJob {
+  const Splat<T>* splats;
+  const int32_t* list;
+  int64_t count;
+  const T* colors;
+  int64_t channels;
+  int left, top;
+  T* state;
+  int32_t* last;
+};
+
+#define TRELLIS_GAUSSIANS(isa)                    \
+  namespace isa {                                 \
+  int64_t project(const ProjectJob<float>& job);  \
+  int64_t project(const ProjectJob<double>& job); \
+  bool blend(const BlendJob<float>& job);         \
+  bool blend(const BlendJob<double>& job);        \
+  }
+TRELLIS_GAUSSIANS(gaussians_baseline)
+TRELLIS_GAUSSIANS(gaussians_avx2)
+TRELLIS_GAUSSIANS(gaussians_avx512)
+#undef TRELLIS_GAUSSIANS
+
+}  // namespace trellis
