@@ -115,6 +115,7 @@ class Pipeline:
         condition: Condition,
         *,
         seeds: Sequence[int],
+        one_stream: bool = False,
         steps: int | None,
         guidance: float | None,
         structure: SamplerParams | None,
@@ -132,8 +133,11 @@ class Pipeline:
         structure = self.sampler("structure", steps, guidance, structure)
         latent = self.sampler("latent", steps, guidance, latent)
         # Noise is drawn on the CPU, from generators of our own: the same seed starts the same on every device, and the
-        # caller's random state is untouched. One generator per object: results do not depend on the batch.
+        # caller's random state is untouched. One generator per object: results do not depend on the batch; or one for
+        # all (`one_stream`), from which the official pipeline draws several samples of one condition.
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        if one_stream:
+            generators = generators[:1] * len(generators)
         grid = sample_structure(self.store, condition, structure, generators, max_voxels, run)
         slat = sample_latent(self.store, condition, latent, generators, grid, self.settings, run)
         decoded = decode(self.store, slat, wanted, run)

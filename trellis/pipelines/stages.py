@@ -157,13 +157,12 @@ def sample_latent(
 ) -> SparseTensor:
     """The structured latent on the voxels, denormalised, ready for the decoders."""
     with run.meter.stage("latent_flow", store.device), store.use("slat_flow_model") as flow:
-        channels = flow.config.in_channels
-        noise = torch.cat(
-            [
-                torch.randn(length, channels, generator=generator)
-                for length, generator in zip(grid.segments.lengths, generators, strict=True)
-            ]
-        )
+        channels, lengths = flow.config.in_channels, grid.segments.lengths
+        if all(generator is generators[0] for generator in generators):
+            noise = torch.randn(sum(lengths), channels, generator=generators[0])  # one draw, as the official code
+        else:
+            draws = zip(lengths, generators, strict=True)
+            noise = torch.cat([torch.randn(length, channels, generator=generator) for length, generator in draws])
         start = SparseTensor(grid, noise.to(store.device))
         slat = run_sampler(condition.velocity(flow, params), start, params, "latent_flow", run)
     mean, std = settings.mean.to(store.device), settings.std.to(store.device)
