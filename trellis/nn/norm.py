@@ -40,12 +40,15 @@ class SparseGroupNorm(nn.GroupNorm):
     """GroupNorm of packed voxels ``[N, C]``: statistics per sample over the group's channels and all its voxels."""
 
     def forward(self, input: Tensor, segments: Segments) -> Tensor:  # type: ignore[override]
-        samples = [
-            group_norm(widen(sample).T[None], self.num_groups, self.weight, self.bias, self.eps)[0].T
-            for sample in input.split(segments.lengths)
-            if len(sample)
-        ]
-        return torch.cat(samples).to(input.dtype) if samples else input
+        samples = [self._normalise(sample) for sample in input.split(segments.lengths) if len(sample)]
+        return samples[0] if len(samples) == 1 else torch.cat(samples) if samples else input
+
+    def _normalise(self, sample: Tensor) -> Tensor:
+        # In the layout of the voxels: torch's group_norm wants channels first, two copies of a large tensor.
+        groups = widen(sample).unflatten(1, (self.num_groups, -1))
+        variance, mean = torch.var_mean(groups, dim=(0, 2), correction=0, keepdim=True)
+        normalised = ((groups - mean) * torch.rsqrt(variance + self.eps)).flatten(1)
+        return torch.addcmul(self.bias, normalised, self.weight).to(sample.dtype)
 
 
 class HeadRMSNorm(nn.Module):

@@ -110,6 +110,7 @@ class Pipeline:
             params = replace(params, steps=steps)
         return params if guidance is None else replace(params, guidance=guidance)
 
+    @torch.inference_mode()
     def generate(
         self,
         condition: Condition,
