@@ -13,7 +13,6 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -171,7 +170,7 @@ def _render_video(sample: Any, num_frames: int = 300, resolution: int = 512, **o
 
     if options:
         raise ValueError(f"render_video takes num_frames and resolution; got {sorted(options)[0]!r}")
-    return {"color": [np.asarray(frame) for frame in turntable_frames(sample, num_frames, resolution)]}
+    return {"color": list(turntable_frames(sample, num_frames, resolution))}
 
 
 def _to_glb(app_rep: Any, mesh: Any, simplify: float = 0.95, texture_size: int = 1024, **_: Any) -> Any:

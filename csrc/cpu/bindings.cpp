@@ -11,6 +11,7 @@
 #include "mesh_extraction.h"
 #include "serialization.h"
 #include "sparse_conv.h"
+#include "tensor_caster.h"
 #include "voxel_hash.h"
 
 namespace py = pybind11;

@@ -72,13 +72,13 @@ class Asset:
         elif suffix == ".safetensors":
             self._need("radiance_field", suffix).save(path)
         elif suffix == ".png":
-            from trellis.renderers.turntable import save_contact_sheet
+            from trellis.renderers.turntable import preview
 
-            save_contact_sheet(self._need("gaussians", suffix), path)
+            preview(self._need("gaussians", suffix), path)
         elif suffix == ".mp4":
-            from trellis.renderers.turntable import save_turntable
+            from trellis.renderers.turntable import save_video, turntable_frames
 
-            save_turntable(self._need("gaussians", suffix), path)
+            save_video(turntable_frames(self._need("gaussians", suffix)), path)
         elif suffix == ".json":
             with atomic_path(path) as temporary:
                 temporary.write_text(json.dumps(self.report, indent=2) + "\n")
