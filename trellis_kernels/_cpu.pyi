@@ -20,6 +20,7 @@ def rasterize_gaussians(
     out_transmittances: Tensor,
     out_last: Tensor,
     kernel_size: float,
+    list_entries: int,
     threads: int,
 ) -> None: ...
 

@@ -15,7 +15,6 @@ namespace trellis {
 namespace {
 
 constexpr int64_t kChunk = 4096;        // Gaussians projected at once
-constexpr int64_t kEntries = 16 << 20;  // of all tile lists of a batch
 constexpr int64_t kCounters = 4 << 20;  // of all threads
 
 template <class T>
@@ -50,12 +49,13 @@ class Rasterizer {
   using Key = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
 
   Rasterizer(const T* means, const T* quats, const T* scales, const T* opacities, int64_t count, const T* colors,
-             int64_t channels, int width, int height, int threads)
+             int64_t channels, int width, int height, int64_t list_entries, int threads)
       : job_{means, quats, scales, opacities, 0, count, nullptr, nullptr},
         colors_(colors),
         channels_(channels),
         width_(width),
         height_(height),
+        list_entries_(list_entries),
         threads_(std::max(threads, 1)),
         across_((width + kTile - 1) / kTile),
         tiles_(across_ * ((height + kTile - 1) / kTile)),
@@ -153,7 +153,7 @@ class Rasterizer {
     for (int64_t i = begin; i < count; ++i) {
       const Splat<T>& s = sorted_[i];
       entries += int64_t{(s.x1 + kTile - 1) / kTile - s.x0 / kTile} * ((s.y1 + kTile - 1) / kTile - s.y0 / kTile);
-      if (entries > kEntries && i > begin) return i;
+      if (entries > list_entries_ && i > begin) return i;
     }
     return count;
   }
@@ -242,7 +242,9 @@ class Rasterizer {
   const ProjectJob<T> job_;
   const T* const colors_;
   const int64_t channels_;
-  const int width_, height_, threads_;
+  const int width_, height_;
+  const int64_t list_entries_;
+  const int threads_;
   const int64_t across_, tiles_;
   const InnerLoops<T> loops_;
   const std::unique_ptr<Splat<T>[]> projected_, sorted_;
@@ -271,7 +273,7 @@ void rasterize_gaussians(TensorView<const T, 2> means, TensorView<const T, 2> qu
                          TensorView<const T, 3> extrinsics, TensorView<const T, 3> intrinsics,
                          TensorView<const T, 2> background, TensorView<T, 4> out_colors, TensorView<T, 3> out_depths,
                          TensorView<T, 3> out_transmittances, TensorView<int32_t, 3> out_last, double kernel_size,
-                         int threads) {
+                         int64_t list_entries, int threads) {
   const int64_t count = means.size(0), channels = colors.size(1), views = extrinsics.size(0);
   const int64_t height = out_depths.size(1), width = out_depths.size(2), pixels = height * width;
   require(means.size(1) == 3 && quats.size(1) == 4 && scales.size(1) == 3, "means, quats, scales must be [G, 3|4|3]");
@@ -287,7 +289,7 @@ void rasterize_gaussians(TensorView<const T, 2> means, TensorView<const T, 2> qu
   require(width >= 1 && height >= 1 && width <= 32768 && height <= 32768, "width and height must be in 1..32768");
 
   Rasterizer<T> rasterizer(means.data, quats.data, scales.data, opacities.data, count, colors.data, channels,
-                           static_cast<int>(width), static_cast<int>(height), threads);
+                           static_cast<int>(width), static_cast<int>(height), list_entries, threads);
   for (int64_t view = 0; view < views; ++view) {
     const T *e = extrinsics.data + view * 16, *k = intrinsics.data + view * 9;
     const Camera<T> camera{{e[0], e[1], e[2], e[4], e[5], e[6], e[8], e[9], e[10]},
@@ -305,11 +307,11 @@ void rasterize_gaussians(TensorView<const T, 2> means, TensorView<const T, 2> qu
   }
 }
 
-#define TRELLIS_INSTANTIATE(T)                                                                                 \
-  template void rasterize_gaussians<T>(TensorView<const T, 2>, TensorView<const T, 2>, TensorView<const T, 2>, \
-                                       TensorView<const T, 1>, TensorView<const T, 2>, TensorView<const T, 3>, \
-                                       TensorView<const T, 3>, TensorView<const T, 2>, TensorView<T, 4>,       \
-                                       TensorView<T, 3>, TensorView<T, 3>, TensorView<int32_t, 3>, double, int);
+#define TRELLIS_INSTANTIATE(T)                                                                        \
+  template void rasterize_gaussians<T>(                                                               \
+      TensorView<const T, 2>, TensorView<const T, 2>, TensorView<const T, 2>, TensorView<const T, 1>, \
+      TensorView<const T, 2>, TensorView<const T, 3>, TensorView<const T, 3>, TensorView<const T, 2>, \
+      TensorView<T, 4>, TensorView<T, 3>, TensorView<T, 3>, TensorView<int32_t, 3>, double, int64_t, int);
 TRELLIS_INSTANTIATE(float)
 TRELLIS_INSTANTIATE(double)
 

@@ -8,6 +8,8 @@ from torch import Tensor
 from trellis_kernels import _cpu
 from trellis_kernels.precision import compute_dtype, widened
 
+LIST_ENTRIES = 1 << 24  # at once in the lists of Gaussians per tile: 64 MiB
+
 
 def rasterize_gaussians(
     means: Tensor,
@@ -40,6 +42,7 @@ def rasterize_gaussians(
         transmittances,
         last,
         kernel_size,
+        LIST_ENTRIES,
         torch.get_num_threads(),
     )
     return images.to(dtype), depths.to(dtype), transmittances.to(dtype), last

@@ -136,7 +136,7 @@ def _blend(
     image, depth = colors.new_zeros(len(pixels), colors.shape[1]), colors.new_zeros(len(pixels))
     transmittance, last = colors.new_ones(len(pixels)), torch.full((len(pixels),), -1, dtype=torch.int64)
     going = torch.ones(len(pixels), dtype=torch.bool)
-    for chunk in here.split(_CHUNK):
+    for chunk in here.split(_CHUNK) if len(here) else ():
         dx, dy = (splats.centers[chunk] - pixels).unbind(-1)  # [pixels, splats of the chunk]
         xx, xy, yy = splats.conics[chunk].unbind(-1)
         power = -0.5 * (xx * dx * dx + yy * dy * dy) - xy * dx * dy
