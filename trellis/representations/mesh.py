@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from trellis.representations.mesh_statistics import mesh_statistics
 from trellis_kernels.shapes import FLOATS, expect
+
+__all__ = ["Mesh", "mesh_statistics"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,10 +46,17 @@ class Mesh:
         }
         expect(**{name: argument for name, argument in arguments.items() if argument[0] is not None})
 
-    def to(self, device: torch.device | str) -> Mesh:
-        """The same mesh on another device."""
-        moved = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return Mesh(**{name: None if value is None else value.to(device) for name, value in moved.items()})
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Mesh:
+        """The same mesh on another device, its real numbers in another dtype; None: as they are."""
+        return self._map(lambda tensor: tensor.to(device, dtype if tensor.is_floating_point() else None))
+
+    def detach(self) -> Mesh:
+        """The same mesh, without a gradient history."""
+        return self._map(Tensor.detach)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Mesh:
+        present = {f.name: value for f in dataclasses.fields(self) if (value := getattr(self, f.name)) is not None}
+        return Mesh(**{name: function(value) for name, value in present.items()})
 
     def vertex_normals(self) -> Tensor:
         """``[V, 3]`` unit normals of the geometry: the mean over the faces at a vertex, weighted by their areas.
@@ -64,6 +76,20 @@ class Mesh:
         # Divided first by the largest component: the square of a tiny area would underflow.
         total = torch.where(largest > 0, total / torch.where(largest > 0, largest, 1), up)
         return (total / total.norm(dim=1, keepdim=True)).to(self.vertices.dtype)
+
+    def save(self, path: str | Path) -> None:
+        """Write a file, whole or not at all; its suffix says which.
+
+        ``.glb`` and ``.obj`` have y up, ours (x, y, z) as (x, z, -y), with colors and `vertex_normals`. ``.ply``
+        (binary) has z up as ours, with colors and normals. ``.stl`` (binary) has z up, and neither. The predicted
+        normal map is in none of them. See docs/conventions.md.
+
+        Raises:
+            ValueError: the suffix is another; the mesh has no faces; an index or a number is out of range.
+        """
+        from trellis.representations.mesh_files import save_mesh
+
+        save_mesh(self, path)
 
     def check_indices(self) -> None:
         """Raise ValueError if a face names a vertex that is not there."""
