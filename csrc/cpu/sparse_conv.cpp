@@ -5,6 +5,7 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <atomic>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -18,6 +19,7 @@ namespace trellis::cpu {
 namespace {
 
 constexpr int64_t kVoxelBlock = 1024;    // most voxels of a task: their rows of the output stay in the cache
+constexpr int64_t kSmallBlock = 512;     // the same if a tap's weights are few, and packing them often is cheap
 constexpr int64_t kGradientBlocks = 32;  // blocks of voxels whose pairs are listed at a time by the weight gradient
 
 template <class T>
@@ -38,24 +40,21 @@ ConvKernels<T> kernels() {
 }
 
 void check_neighbors(TensorView<const int32_t, 2> neighbors, int threads) {
-  const int64_t voxels = neighbors.size(0), count = neighbors.numel();
-  constexpr int64_t kGrain = 1 << 16;
-  const int64_t chunks = (count + kGrain - 1) / kGrain;
-  std::vector<int32_t> lowest(chunks), highest(chunks);
-  parallel_chunks(chunks, threads, [&](int64_t chunk) {
-    int32_t low = 0, high = -1;
-    for (int64_t i = chunk * kGrain; i < std::min(count, (chunk + 1) * kGrain); ++i) {
-      low = std::min(low, neighbors.data[i]);
-      high = std::max(high, neighbors.data[i]);
+  const int32_t voxels = static_cast<int32_t>(neighbors.size(0));
+  std::atomic<int32_t> wrong{0};  // negative once an index was: the sign bit of x + 1 or of N - 1 - x
+  parallel_for(neighbors.numel(), 1 << 15, threads, [&](int64_t begin, int64_t end) {
+    uint32_t signs = 0;
+    for (int64_t i = begin; i < end; ++i) {
+      const uint32_t x = static_cast<uint32_t>(neighbors.data[i]);
+      signs |= (x + 1) | (static_cast<uint32_t>(voxels) - 1 - x);
     }
-    lowest[chunk] = low;
-    highest[chunk] = high;
+    wrong |= static_cast<int32_t>(signs);
   });
-  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-    if (lowest[chunk] < -1 || highest[chunk] >= voxels)
-      throw std::invalid_argument("neighbors must be in [-1, N) with N=" + std::to_string(voxels) + "; got " +
-                                  std::to_string(lowest[chunk] < -1 ? lowest[chunk] : highest[chunk]));
-  }
+  if (wrong >= 0) return;
+  const int32_t* const end = neighbors.data + neighbors.numel();
+  const int32_t* const first = std::find_if(neighbors.data, end, [&](int32_t x) { return x < -1 || x >= voxels; });
+  throw std::invalid_argument("neighbors must be in [-1, N) with N=" + std::to_string(voxels) + "; got " +
+                              std::to_string(*first));
 }
 
 // One product per tap; `turned` for the adjoint, which reads the opposite neighbor.
@@ -166,11 +165,12 @@ void run(ConvTask<T> task, int64_t voxels, int threads) {
   threads = std::max(threads, 1);
   const int64_t panels = divided_up(task.out_width, kernel.panel);
   const int64_t column_blocks = divided_up(task.out_width, kColumnBlock);
-  // At least four tasks for each thread if they are worth their packed weights, and a multiple of the threads.
-  int64_t blocks = divided_up(voxels, kVoxelBlock);
+  // Four tasks or more for each thread if they are worth packing the weights for, and a multiple of the threads.
+  const int64_t most = task.in.width * task.out_width <= 128 * 128 ? kSmallBlock : kVoxelBlock;
+  int64_t blocks = std::max(divided_up(voxels, most), std::min(divided_up(voxels, kSmallBlock), int64_t{4} * threads));
   while (blocks * column_blocks % threads != 0 && blocks < voxels) ++blocks;
   const int64_t capacity = divided_up(voxels, blocks);
-  const PairMemory pairs(task.single_terms ? threads : 0, task.product_count, capacity);
+  const PairMemory pairs(task.single_terms ? threads : 0, task.taps, capacity);
   const int64_t scratch_size = conv_scratch<T>();
   const std::unique_ptr<T[]> scratch(new T[threads * scratch_size]);
   parallel_chunks(blocks * column_blocks, threads, [&](int64_t index) {
@@ -183,7 +183,7 @@ void run(ConvTask<T> task, int64_t voxels, int threads) {
     mine.scratch = scratch.get() + slot * scratch_size;
     if (task.single_terms) {
       mine.pairs = pairs.slot(slot);
-      kernel.list_pairs(task.neighbors, task.taps, task.products, mine.voxel_begin, mine.voxel_end, mine.pairs);
+      kernel.list_pairs(task.neighbors, task.taps, mine.voxel_begin, mine.voxel_end, mine.pairs);
     }
     kernel.conv(mine);
   });
@@ -201,7 +201,7 @@ void run(GradientTask<T> task, const std::vector<Product>& products, int64_t vox
   const int64_t row_blocks = divided_up(task.gradient.width, kColumnBlock);
   const int64_t product_count = static_cast<int64_t>(products.size());
   const int64_t blocks = divided_up(voxels, kVoxelBlock);
-  const PairMemory pairs(task.single_terms ? std::min(blocks, kGradientBlocks) : 0, product_count, kVoxelBlock);
+  const PairMemory pairs(task.single_terms ? std::min(blocks, kGradientBlocks) : 0, task.taps, kVoxelBlock);
   const int64_t scratch_size = gradient_scratch<T>();
   const std::unique_ptr<T[]> scratch(new T[threads * scratch_size]);
   for (int64_t first = 0; first < blocks; first += kGradientBlocks) {
@@ -209,8 +209,7 @@ void run(GradientTask<T> task, const std::vector<Product>& products, int64_t vox
     const auto begin = [&](int64_t block) { return std::min(voxels, (first + block) * kVoxelBlock); };
     if (task.single_terms)
       parallel_chunks(count, threads, [&](int64_t block) {
-        kernel.list_pairs(task.neighbors, task.taps, products.data(), begin(block), begin(block + 1),
-                          pairs.slot(block));
+        kernel.list_pairs(task.neighbors, task.taps, begin(block), begin(block + 1), pairs.slot(block));
       });
     parallel_chunks(product_count * row_blocks * column_blocks, threads, [&](int64_t index) {
       const int64_t p = index / (row_blocks * column_blocks), rows = index / column_blocks % row_blocks,
@@ -227,9 +226,10 @@ void run(GradientTask<T> task, const std::vector<Product>& products, int64_t vox
         mine.voxel_end = begin(block + 1);
         if (task.single_terms) {
           const Pairs listed = pairs.slot(block);
-          mine.voxels = listed.voxels + p * listed.capacity;
-          mine.sources = listed.sources + p * listed.capacity;
-          mine.pair_count = listed.counts[p];
+          const int tap = products[p].in.term[0].tap;
+          mine.voxels = listed.voxels + tap * listed.capacity;
+          mine.sources = listed.sources + tap * listed.capacity;
+          mine.pair_count = listed.counts[tap];
         }
         kernel.gradient(mine);
       }

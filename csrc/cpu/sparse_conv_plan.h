@@ -39,12 +39,12 @@ struct Rows {
   int children;  // rows per voxel
 };
 
-// For each product, the voxels of a block whose only term is present, and the row it reads; filled by list_pairs.
-// Products of several terms use all voxels and no list.
+// For each tap, the voxels of a block that have this neighbor, and the neighbor; filled by list_pairs. Products of
+// several terms use all voxels and no list.
 struct Pairs {
-  int32_t* voxels;   // [products][capacity]
-  int32_t* sources;  // [products][capacity]
-  int32_t* counts;   // [products]
+  int32_t* voxels;   // [taps][capacity]
+  int32_t* sources;  // [taps][capacity]
+  int32_t* counts;   // [taps]
   int64_t capacity;
 };
 
@@ -88,7 +88,7 @@ template <class T>
 struct ConvKernels {
   void (*conv)(const ConvTask<T>&);
   void (*gradient)(const GradientTask<T>&);
-  void (*list_pairs)(const int32_t* neighbors, int taps, const Product* products, int64_t begin, int64_t end, Pairs to);
+  void (*list_pairs)(const int32_t* neighbors, int taps, int64_t begin, int64_t end, Pairs to);
   int panel;  // columns of a full panel
 };
 

@@ -49,10 +49,12 @@ def sparse_pool(feats: Tensor, inverse: Tensor, count: int, mode: str) -> Tensor
 
 
 def upsample(feats: Tensor, inverse: Tensor) -> Tensor:
-    try:
-        return feats.index_select(0, inverse)
-    except IndexError as error:
-        raise ValueError(f"inverse must be in [0, M) with M={feats.shape[0]}; got {error}") from None
+    if inverse.numel():
+        low, high = (int(bound) for bound in torch.aminmax(inverse))
+        if low < 0 or high >= feats.shape[0]:
+            wrong = low if low < 0 else high
+            raise ValueError(f"inverse must be in [0, M) with M={feats.shape[0]}; got {wrong}")
+    return feats.index_select(0, inverse)
 
 
 def _run(kernel: Any, shape: tuple[int, ...], feats: Tensor, *arguments: Any) -> Tensor:
