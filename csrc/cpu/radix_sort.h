@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "parallel.h"
+#include "voxel_coords.h"
 
 namespace trellis::cpu {
 
@@ -21,29 +22,29 @@ inline uint64_t sort_key(const KeyAndRow& element) { return element.key; }
 // The array is cut into one part per thread; a stable sort has one result, however it is cut.
 template <class Element>
 Element* radix_sort(Element* from, Element* to, int64_t count, int low, int high, int threads) {
-  constexpr int kMaxDigit = 11;  // 2048 counters: half of a first-level cache
+  constexpr int kMaxDigit = 12;  // 4096 counters: half of a first-level cache; two passes for a grid of 256^3
   const int passes = (high - low + kMaxDigit - 1) / kMaxDigit;
   const int parts = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, count / 16384)));
   for (int pass = 0; pass < passes; ++pass) {
     const int shift = low + (high - low) * pass / passes;
     const int digits = 1 << (low + (high - low) * (pass + 1) / passes - shift);
     const auto digit = [&](const Element& element) { return (sort_key(element) >> shift) & (digits - 1); };
-    std::vector<int64_t> place(static_cast<size_t>(parts) * digits, 0);
+    std::vector<uint32_t> place(static_cast<size_t>(parts) * digits, 0);
     parallel_chunks(parts, threads, [&](int64_t part) {
-      int64_t* const counts = place.data() + part * digits;
+      uint32_t* const counts = place.data() + part * digits;
       for (int64_t i = count * part / parts; i < count * (part + 1) / parts; ++i) ++counts[digit(from[i])];
     });
-    int64_t total = 0;
+    uint32_t total = 0;
     bool constant = false;  // all elements have the same digit: nothing to do
     for (int value = 0; value < digits; ++value) {
-      const int64_t before = total;
+      const uint32_t before = total;
       for (int part = 0; part < parts; ++part)
         total += std::exchange(place[static_cast<size_t>(part) * digits + value], total);
-      constant |= total - before == count;
+      constant |= total - before == static_cast<uint64_t>(count);
     }
     if (constant) continue;
     parallel_chunks(parts, threads, [&](int64_t part) {
-      int64_t* const next = place.data() + part * digits;
+      uint32_t* const next = place.data() + part * digits;
       for (int64_t i = count * part / parts; i < count * (part + 1) / parts; ++i) to[next[digit(from[i])]++] = from[i];
     });
     std::swap(from, to);
@@ -63,6 +64,7 @@ void sorted_rows(int64_t count, int key_bits, int threads, const KeyOf& key_of, 
   };
   if (key_bits + row_bits <= 64) {  // key and row share a word: half the traffic
     const auto memory = std::make_unique_for_overwrite<uint64_t[]>(2 * count);
+    prefer_large_pages(memory.get(), 2 * count * static_cast<int64_t>(sizeof(uint64_t)));
     fill(memory.get(), [&](uint64_t key, uint32_t row) { return key << row_bits | row; });
     const uint64_t* const sorted =
         radix_sort(memory.get(), memory.get() + count, count, row_bits, row_bits + key_bits, threads);
@@ -71,6 +73,7 @@ void sorted_rows(int64_t count, int key_bits, int threads, const KeyOf& key_of, 
           [=](int64_t i) { return sorted[i] >> row_bits; });
   } else {
     const auto memory = std::make_unique_for_overwrite<KeyAndRow[]>(2 * count);
+    prefer_large_pages(memory.get(), 2 * count * static_cast<int64_t>(sizeof(KeyAndRow)));
     fill(memory.get(), [](uint64_t key, uint32_t row) { return KeyAndRow{key, row}; });
     const KeyAndRow* const sorted = radix_sort(memory.get(), memory.get() + count, count, 0, key_bits, threads);
     visit([=](int64_t i) { return sorted[i].row; }, [=](int64_t i) { return sorted[i].key; });

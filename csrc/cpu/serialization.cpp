@@ -29,10 +29,13 @@ auto encoder() {
   return baseline::encode_voxels;
 }
 
-// Checks the arguments; returns how many levels of the curve these voxels reach, and the bits of their batch index.
 struct Extent {
-  int levels, batch_bits;
+  int used;        // bits of the largest coordinate: the codes of a sample have at most 3 * used
+  int levels;      // of the curve that are walked
+  int batch_bits;  // of the largest batch index
 };
+
+// Checks the arguments, too.
 Extent measure(Coords coords, bool hilbert, int64_t bits, int64_t outputs, int threads) {
   if (bits < 1 || bits > 16) throw std::invalid_argument("bits must be in [1, 16]; got " + std::to_string(bits));
   if (coords.size(1) != 4 || outputs != coords.size(0))
@@ -41,18 +44,20 @@ Extent measure(Coords coords, bool hilbert, int64_t bits, int64_t outputs, int t
   const uint32_t limit = (1u << bits) - 1;
   check_range(coords, used, {kMaxBatch, limit, limit, limit},
               "[0, " + std::to_string(limit) + "] (batch: [0, " + std::to_string(kMaxBatch) + "])");
-  int levels = std::max(1, static_cast<int>(std::bit_width(used[1] | used[2] | used[3])));
+  const int coordinate_bits = std::max(1, static_cast<int>(std::bit_width(used[1] | used[2] | used[3])));
   // A Hilbert curve starts with a small copy of itself, axes rotated by one per level: three levels may be left out.
-  if (hilbert) levels += static_cast<int>((bits - levels) % 3);
-  return {levels, static_cast<int>(std::bit_width(used[0]))};
+  const int extra = hilbert ? static_cast<int>((bits - coordinate_bits) % 3) : 0;
+  return {coordinate_bits, coordinate_bits + extra, static_cast<int>(std::bit_width(used[0]))};
 }
 
 }  // namespace
 
 void curve_codes(Coords coords, bool hilbert, bool transposed, int64_t bits, TensorView<int64_t, 1> codes,
                  int threads) {
+  threads = useful_threads(coords.size(0), threads);
   const Extent extent = measure(coords, hilbert, bits, codes.size(0), threads);
   const auto encode = encoder();
+  prefer_large_pages(codes.data, codes.numel() * static_cast<int64_t>(sizeof(int64_t)));
   parallel_for(coords.size(0), kVoxelChunk, threads, [&](int64_t begin, int64_t end) {
     encode(coords.row(begin), end - begin, hilbert, transposed, extent.levels, static_cast<int>(3 * bits),
            reinterpret_cast<uint64_t*>(codes.data + begin));
@@ -62,14 +67,17 @@ void curve_codes(Coords coords, bool hilbert, bool transposed, int64_t bits, Ten
 void curve_order(Coords coords, bool hilbert, bool transposed, int64_t bits, TensorView<int64_t, 1> order,
                  int threads) {
   const int64_t count = coords.size(0);
+  threads = useful_threads(coords.size(0), threads);
   const Extent extent = measure(coords, hilbert, bits, order.size(0), threads);
   const auto encode = encoder();
   const auto codes = std::make_unique_for_overwrite<uint64_t[]>(count);
+  prefer_large_pages(codes.get(), count * static_cast<int64_t>(sizeof(uint64_t)));
+  prefer_large_pages(order.data, count * static_cast<int64_t>(sizeof(int64_t)));
   parallel_for(count, kVoxelChunk, threads, [&](int64_t begin, int64_t end) {  // the batch right above the used bits
-    encode(coords.row(begin), end - begin, hilbert, transposed, extent.levels, 3 * extent.levels, codes.get() + begin);
+    encode(coords.row(begin), end - begin, hilbert, transposed, extent.levels, 3 * extent.used, codes.get() + begin);
   });
   sorted_rows(
-      count, 3 * extent.levels + extent.batch_bits, threads, [&](int64_t row) { return codes[row]; },
+      count, 3 * extent.used + extent.batch_bits, threads, [&](int64_t row) { return codes[row]; },
       [&](const auto& row_at, const auto&) {
         parallel_for(count, kVoxelChunk, threads, [&](int64_t begin, int64_t end) {
           for (int64_t i = begin; i < end; ++i) order.data[i] = row_at(i);

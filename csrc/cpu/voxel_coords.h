@@ -1,5 +1,6 @@
 // What both voxel_hash and serialization do with a coordinate list [N, 4] (batch, x, y, z).
 #pragma once
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <stdexcept>
@@ -13,6 +14,12 @@ namespace trellis::cpu {
 using Coords = TensorView<const int32_t, 2>;
 
 inline constexpr int64_t kVoxelChunk = 16384;  // voxels handed to a thread at a time
+
+// How many threads are worth waking for this many voxels (a parallel loop costs some microseconds, and far more where
+// other processes compete for the cores).
+inline int useful_threads(int64_t voxels, int threads) {
+  return static_cast<int>(std::clamp<int64_t>(voxels / 32768, 1, std::max(threads, 1)));
+}
 
 // Columns joined by OR. As all limits are 2^k - 1, a column stays within its limit if and only if its OR does; and the
 // OR has as many bits as the maximum.

@@ -189,7 +189,8 @@ class Halo {
   struct Around {
     int x, y, z;  // in blocks from the one in the middle
     uint64_t key, hash;
-    bool inside;
+    bool inside;  // the range of coordinates
+    const int32_t* leaf;
   };
 
   // Fills the part of the grid that the occupied places look at.
@@ -210,17 +211,21 @@ class Halo {
           const int64_t bx = int64_t(key >> 32 & 0xffff) + x, by = int64_t(key >> 16 & 0xffff) + y,
                         bz = int64_t(key & 0xffff) + z;
           const uint64_t wanted = (key & 0xffffull << 48) | uint64_t(bx) << 32 | uint64_t(by) << 16 | uint64_t(bz);
-          *around = {x, y, z, wanted, BlockTable::mixed(wanted), ((bx | by | bz) & ~int64_t{0x3fff}) == 0};
+          *around = {x, y, z, wanted, BlockTable::mixed(wanted), ((bx | by | bz) & ~int64_t{0x3fff}) == 0, nullptr};
           if (around->inside) blocks.table.prefetch(around->hash);
         }
-    for (const Around* each = around_.data(); each != around; ++each) {
+    for (Around* each = around_.data(); each != around; ++each) {
       const int32_t found = each->inside ? blocks.table.find(each->key, each->hash) : -1;
-      const int32_t* const leaf = found < 0 ? kEmptyLeaf : blocks.leaves.get() + int64_t{found} * kLeaf;
+      each->leaf = found < 0 ? kNone.data() : blocks.leaves.get() + int64_t{found} * kLeaf;
+      for (int line = 0; line < kLeaf; line += 16) __builtin_prefetch(each->leaf + line);
+    }
+    for (const Around* each = around_.data(); each != around; ++each) {
       const int x0 = std::max(low[0], each->x * kEdge), x1 = std::min(high[0], each->x * kEdge + kEdge - 1);
       const int y0 = std::max(low[1], each->y * kEdge), y1 = std::min(high[1], each->y * kEdge + kEdge - 1);
       for (int x = x0; x <= x1; ++x)
         for (int y = y0; y <= y1; ++y)
-          std::memcpy(at(x, y, each->z * kEdge), leaf + ((x & 3) * kEdge + (y & 3)) * kEdge, kEdge * sizeof(int32_t));
+          std::memcpy(at(x, y, each->z * kEdge), each->leaf + ((x & 3) * kEdge + (y & 3)) * kEdge,
+                      kEdge * sizeof(int32_t));
     }
   }
 
@@ -229,13 +234,14 @@ class Halo {
   }
 
   void write_row(int x, int y, int z, int32_t* out) {
-    for (int kx = -r(); kx <= r(); ++kx)
-      for (int ky = -r(); ky <= r(); ++ky, out += width()) {
-        const int32_t* const from = at(x + kx, y + ky, z - r());
-        if (Fixed == 1 && !(kx == 1 && ky == 1))
-          std::memcpy(out, from, 4 * sizeof(int32_t));  // three and one that the next run overwrites: one instruction
+    const int32_t* from = at(x - r(), y - r(), z - r());
+    const int row = depth(), plane = edge() * row;
+    for (int kx = 0; kx < width(); ++kx, from += plane)
+      for (int ky = 0; ky < width(); ++ky, out += width()) {
+        if (Fixed == 1 && !(kx == 2 && ky == 2))
+          std::memcpy(out, from + ky * row, 4 * sizeof(int32_t));  // three, and one that the next run overwrites
         else
-          std::memcpy(out, from, width() * sizeof(int32_t));
+          std::memcpy(out, from + ky * row, width() * sizeof(int32_t));
       }
   }
 
@@ -244,7 +250,6 @@ class Halo {
     none.fill(-1);
     return none;
   }();
-  static constexpr const int32_t* kEmptyLeaf = kNone.data();
 
   int radius_, margin_, edge_, depth_;
   std::vector<int32_t> grid_;
@@ -273,6 +278,7 @@ void neighbor_map(Coords coords, int64_t kernel_size, TensorView<int32_t, 2> nei
     throw std::invalid_argument("kernel_size must be odd and in [1, 255]; got " + std::to_string(kernel_size));
   if (coords.size(1) != 4 || neighbors.size(0) != count || neighbors.size(1) != kernel_size * kernel_size * kernel_size)
     throw std::invalid_argument("neighbors must be [N, kernel_size**3] for coords [N, 4]");
+  threads = useful_threads(count, threads);
   Blocks blocks = gather_blocks(coords, threads);
   prefer_large_pages(neighbors.data, neighbors.numel() * static_cast<int64_t>(sizeof(int32_t)));
   const int radius = static_cast<int>(kernel_size / 2);

@@ -1,4 +1,5 @@
 // Voxels of a coarser and of a finer grid.
+#include <algorithm>
 #include <bit>
 #include <cstring>
 #include <memory>
@@ -80,6 +81,34 @@ Runs find_runs(Coords coords, const CoarseKey& key, int threads) {
   return runs;
 }
 
+// Neighbors of the 8 children of one voxel: coarse [3, 3, 3] -> fine [8, 27].
+void write_children(const int32_t* coarse, int32_t* fine) {
+  using Run = int32_t __attribute__((vector_size(16)));
+  int32_t parents[27 + 1];  // one more, so that a run of 4 can be read at each (x, y)
+  std::memcpy(parents, coarse, 27 * sizeof(int32_t));
+  parents[27] = -1;
+  // The 4^3 fine voxels from one before the first child to one after the last. Along an axis they lie in the coarse
+  // voxels -1, 0, 0, 1 as children 1, 0, 1, 0.
+  int32_t halo[4 * 4 * 4 + 1];
+  for (int x = 0; x < 4; ++x)
+    for (int y = 0; y < 4; ++y) {
+      Run run;
+      std::memcpy(&run, parents + ((x + 1) / 2 * 3 + (y + 1) / 2) * 3, sizeof run);
+      run = __builtin_shuffle(run, Run{0, 1, 1, 2});
+      const int child = (~x & 1) << 2 | (~y & 1) << 1;
+      const Run row = (run * 8 + (Run{1, 0, 1, 0} + child)) | run >> 31;  // -1 stays -1
+      std::memcpy(halo + (x * 4 + y) * 4, &row, sizeof row);
+    }
+  for (int child = 0; child < 8; ++child) {
+    const int32_t* const corner = halo + ((child >> 2) * 4 + (child >> 1 & 1)) * 4 + (child & 1);
+    for (int tap = 0; tap < 9; ++tap, fine += 3) {
+      const int32_t* const from = corner + (tap / 3 * 4 + tap % 3) * 4;
+      // Runs of three; a fourth, which the next run overwrites, makes it one instruction.
+      std::memcpy(fine, from, (child == 7 && tap == 8 ? 3 : 4) * sizeof(int32_t));
+    }
+  }
+}
+
 }  // namespace
 
 int64_t coarsen(Coords coords, int64_t factor, TensorView<int32_t, 2> coarse, TensorView<int32_t, 1> inverse,
@@ -89,6 +118,7 @@ int64_t coarsen(Coords coords, int64_t factor, TensorView<int32_t, 2> coarse, Te
   if (factor < 1) throw std::invalid_argument("factor must be positive; got " + std::to_string(factor));
   if (coords.size(1) != 4 || coarse.size(0) != count || coarse.size(1) != 4 || inverse.size(0) != count)
     throw std::invalid_argument("coarse must be [N, 4] and inverse [N] for coords [N, 4]");
+  threads = useful_threads(count, threads);
   const ColumnBits bits = column_bits(coords, threads);
   check_range(coords, bits, {kLimit, kLimit, kLimit, kLimit}, "[0, 65535]");
   const CoarseKey key(bits, std::min<int64_t>(factor, kLimit + 1));
@@ -120,6 +150,7 @@ void subdivide_coords(Coords coords, TensorView<int32_t, 2> children, int thread
   const int64_t count = coords.size(0);
   if (coords.size(1) != 4 || children.size(0) != 8 * count || children.size(1) != 4)
     throw std::invalid_argument("children must be [8 N, 4] for coords [N, 4]");
+  threads = useful_threads(8 * count, threads);
   check_range(coords, column_bits(coords, threads), {kLimit, kLimit / 2, kLimit / 2, kLimit / 2}, "[0, 32767]");
   prefer_large_pages(children.data, children.numel() * static_cast<int64_t>(sizeof(int32_t)));
   parallel_for(count, kVoxelChunk, threads, [&](int64_t begin, int64_t end) {
@@ -140,6 +171,7 @@ void subdivided_neighbor_map(TensorView<const int32_t, 2> neighbors, TensorView<
     throw std::invalid_argument("children must be [8 N, 27] for neighbors [N, 27]");
   if (8 * count >= int64_t{1} << 31)
     throw std::invalid_argument("neighbors must have fewer than 2**28 rows; got " + std::to_string(count));
+  threads = useful_threads(8 * count, threads);
   std::vector<uint8_t> bad((count + kVoxelChunk - 1) / kVoxelChunk);
   parallel_chunks(static_cast<int64_t>(bad.size()), threads, [&](int64_t chunk) {
     bool found = false;
@@ -156,25 +188,7 @@ void subdivided_neighbor_map(TensorView<const int32_t, 2> neighbors, TensorView<
   }
   prefer_large_pages(children.data, children.numel() * static_cast<int64_t>(sizeof(int32_t)));
   parallel_for(count, 1024, threads, [&](int64_t begin, int64_t end) {
-    for (int64_t n = begin; n < end; ++n) {
-      // The 4^3 fine voxels from one before the first child to one after the last. Along an axis they lie in the coarse
-      // voxels -1, 0, 0, 1 as children 1, 0, 1, 0.
-      int32_t halo[4][4][4];
-      const int32_t* const coarse = neighbors.row(n);
-      for (int x = 0; x < 4; ++x)
-        for (int y = 0; y < 4; ++y)
-          for (int z = 0; z < 4; ++z) {
-            const int32_t parent = coarse[((x + 1) / 2 * 3 + (y + 1) / 2) * 3 + (z + 1) / 2];
-            const int32_t child = (~x & 1) << 2 | (~y & 1) << 1 | (~z & 1);
-            halo[x][y][z] = parent < 0 ? -1 : 8 * parent + child;
-          }
-      int32_t* out = children.row(8 * n);
-      for (int x = 0; x < 2; ++x)
-        for (int y = 0; y < 2; ++y)
-          for (int z = 0; z < 2; ++z)
-            for (int kx = 0; kx < 3; ++kx)
-              for (int ky = 0; ky < 3; ++ky, out += 3) std::memcpy(out, &halo[x + kx][y + ky][z], 3 * sizeof(int32_t));
-    }
+    for (int64_t n = begin; n < end; ++n) write_children(neighbors.row(n), children.row(8 * n));
   });
 }
 

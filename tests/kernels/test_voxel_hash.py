@@ -1,6 +1,5 @@
 """Voxel maps: reference, brute force, the analytic map of subdivided voxels, golden values."""
 
-import re
 from collections.abc import Iterator
 
 import pytest
@@ -167,6 +166,7 @@ def test_golden_coordinates() -> None:
 
 def test_results_do_not_depend_on_the_thread_count() -> None:
     coords = shuffled_within_samples(subdivide_coords(sphere_voxels(48, batch=2)))
+    assert len(coords) > 2 * 32768  # enough for the kernels to use several threads
     threads = torch.get_num_threads()
     results = []
     for count in (1, 3):
