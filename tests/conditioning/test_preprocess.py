@@ -101,5 +101,5 @@ def test_an_object_at_the_edge_is_padded_with_black() -> None:
     rgba[:20, :20] = 255
     result = np.asarray(prepare_image(load_image(rgba))[0])
     assert result.shape == (518, 518, 3)
-    assert result[:5].max() <= 1  # Lanczos rings a little
+    assert result[:5].max() < 20  # black but for the ringing of Lanczos
     assert result[259, 259].min() == 255
