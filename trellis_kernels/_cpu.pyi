@@ -26,6 +26,66 @@ def rasterize_gaussians(
 
 # mesh_extraction
 
+class SurfaceTopology:
+    def __init__(self, coords: Tensor, resolution: int, threads: int) -> None: ...
+    def fill_points(self, feats: Tensor, points: Tensor, point_cubes: Tensor) -> None: ...
+    def fill_cells(
+        self,
+        cells: Tensor,
+        cell_cubes: Tensor,
+        cell_points: Tensor,
+        cases: Tensor,
+        vertex_cells: Tensor,
+        quads: Tensor,
+    ) -> None: ...
+    @property
+    def points(self) -> int: ...
+    @property
+    def cells(self) -> int: ...
+    @property
+    def vertices(self) -> int: ...
+    @property
+    def quads(self) -> int: ...
+
+def split_quads(quads: Tensor, gammas: Tensor, faces: Tensor, threads: int) -> None: ...
+def surface_values(
+    feats: Tensor,
+    points: Tensor,
+    point_cubes: Tensor,
+    cells: Tensor,
+    cell_cubes: Tensor,
+    cell_points: Tensor,
+    cases: Tensor,
+    resolution: int,
+    training: bool,
+    vertices: Tensor,
+    attributes: Tensor,
+    gammas: Tensor,
+    terms: Tensor,
+    grid_positions: Tensor,
+    grid_sdf: Tensor,
+    threads: int,
+) -> None: ...
+def surface_values_gradient(
+    feats: Tensor,
+    points: Tensor,
+    point_cubes: Tensor,
+    cells: Tensor,
+    cell_cubes: Tensor,
+    cell_points: Tensor,
+    cases: Tensor,
+    resolution: int,
+    training: bool,
+    vertices_gradient: Tensor,
+    attributes_gradient: Tensor,
+    gammas_gradient: Tensor,
+    terms_gradient: Tensor,
+    positions_gradient: Tensor,
+    sdf_gradient: Tensor,
+    feats_gradient: Tensor,
+    threads: int,
+) -> None: ...
+
 # serialization
 
 def curve_codes(coords: Tensor, hilbert: bool, transposed: bool, bits: int, codes: Tensor, threads: int) -> None: ...

@@ -36,6 +36,56 @@ static void set_instruction_set(const std::string& name) {
 
 }  // namespace trellis
 
+// mesh_extraction: the integer operator is an object, because its output sizes come from the data.
+template <class T>
+static void bind_surface_values(py::module_& m) {
+  using trellis::TensorView, trellis::cpu::SurfaceValues, trellis::cpu::Topology;
+  using Ints1 = TensorView<const int32_t, 1>;
+  using Ints2 = TensorView<const int32_t, 2>;
+  m.def(
+      "surface_values",
+      [](TensorView<const T, 2> feats, Ints2 points, Ints2 point_cubes, Ints2 cells, Ints1 cell_cubes,
+         Ints2 cell_points, Ints1 cases, int64_t resolution, bool training, TensorView<T, 2> vertices,
+         TensorView<T, 2> attributes, TensorView<T, 1> gammas, TensorView<T, 1> terms, TensorView<T, 2> grid_positions,
+         TensorView<T, 1> grid_sdf, int threads) {
+        const Topology topology{points, point_cubes, cells,    cell_cubes, cell_points,
+                                cases,  resolution,  training, threads};
+        trellis::cpu::surface_values<T>(feats, topology,
+                                        {vertices, attributes, gammas, terms, grid_positions, grid_sdf});
+      },
+      release_gil());
+  m.def(
+      "surface_values_gradient",
+      [](TensorView<const T, 2> feats, Ints2 points, Ints2 point_cubes, Ints2 cells, Ints1 cell_cubes,
+         Ints2 cell_points, Ints1 cases, int64_t resolution, bool training, TensorView<const T, 2> vertices,
+         TensorView<const T, 2> attributes, TensorView<const T, 1> gammas, TensorView<const T, 1> terms,
+         TensorView<const T, 2> grid_positions, TensorView<const T, 1> grid_sdf, TensorView<T, 2> feats_gradient,
+         int threads) {
+        const Topology topology{points, point_cubes, cells,    cell_cubes, cell_points,
+                                cases,  resolution,  training, threads};
+        trellis::cpu::surface_values_gradient<T>(
+            feats, topology, {vertices, attributes, gammas, terms, grid_positions, grid_sdf}, feats_gradient);
+      },
+      release_gil());
+}
+
+static void bind_mesh_extraction(py::module_& m) {
+  using trellis::cpu::SurfaceTopology;
+  py::class_<SurfaceTopology>(m, "SurfaceTopology")
+      .def(py::init<trellis::TensorView<const int32_t, 2>, int64_t, int>(), release_gil())
+      .def("fill_points", &SurfaceTopology::fill_points<float>, release_gil())
+      .def("fill_points", &SurfaceTopology::fill_points<double>, release_gil())
+      .def("fill_cells", &SurfaceTopology::fill_cells, release_gil())
+      .def_property_readonly("points", &SurfaceTopology::point_count)
+      .def_property_readonly("cells", &SurfaceTopology::cell_count)
+      .def_property_readonly("vertices", &SurfaceTopology::vertex_count)
+      .def_property_readonly("quads", &SurfaceTopology::quad_count);
+  m.def("split_quads", &trellis::cpu::split_quads<float>, release_gil());
+  m.def("split_quads", &trellis::cpu::split_quads<double>, release_gil());
+  bind_surface_values<float>(m);
+  bind_surface_values<double>(m);
+}
+
 PYBIND11_MODULE(_cpu, m) {
   m.def("instruction_set", [] { return trellis::kNames[static_cast<int>(trellis::instruction_set())]; });
   m.def("set_instruction_set", &trellis::set_instruction_set);
@@ -53,6 +103,7 @@ PYBIND11_MODULE(_cpu, m) {
   def_rasterize_gaussians(&trellis::rasterize_gaussians<double>);
 
   // mesh_extraction
+  bind_mesh_extraction(m);
 
   // serialization
   m.def("curve_codes", &trellis::cpu::curve_codes, release_gil());

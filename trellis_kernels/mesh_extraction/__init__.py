@@ -89,13 +89,11 @@ def extract_mesh(coords: Tensor, feats: Tensor, resolution: int, training: bool 
         raise ValueError(f"coords must be in [0, {resolution}); got {int(coords.min())} to {int(coords.max())}")
     *topology, quads = _topology(coords, feats.detach(), resolution)
     vertices, attributes, gammas, terms, grid_positions, grid_sdf = _values(feats, *topology, resolution, training)
-    quads = quads.long()
-    corner_gammas = gammas[quads]
-    along_02 = corner_gammas[:, 0] * corner_gammas[:, 2]
-    along_13 = corner_gammas[:, 1] * corner_gammas[:, 3]
     if not training:
-        faces = torch.where((along_02 > along_13)[:, None], quads[:, [0, 1, 2, 0, 2, 3]], quads[:, [0, 1, 3, 3, 1, 2]])
-        return ExtractedMesh(vertices, faces.reshape(-1, 3), attributes, None)
+        return ExtractedMesh(vertices, _split(quads, gammas.detach()), attributes, None)
+    quads = quads.long()
+    gamma = gammas[quads]
+    along_02, along_13 = gamma[:, 0] * gamma[:, 2], gamma[:, 1] * gamma[:, 3]
     share = (along_02 / (along_02 + along_13 + 1e-8))[:, None], (along_13 / (along_02 + along_13 + 1e-8))[:, None]
     vertices, attributes = (
         torch.cat([values, share[0] * _midpoints(values, quads, 0, 2) + share[1] * _midpoints(values, quads, 1, 3)])
@@ -112,7 +110,7 @@ def _midpoints(values: Tensor, quads: Tensor, first: int, second: int) -> Tensor
     return (values.index_select(0, quads[:, first]) + values.index_select(0, quads[:, second])) / 2
 
 
-_KERNELS: dict[str, str] = {}
+_KERNELS = {"cpu": "trellis_kernels.mesh_extraction.cpu"}
 
 # Of G grid points, S crossed cells, V dual vertices, Q quads (int32): points [G, 3], the cubes around each point by the
 # corner they have there [G, 8], cells [S, 3], their cubes [S], their points [S, 8], their cases [S], the cell of each
@@ -141,6 +139,17 @@ _values_gradient = Operator(
     reference=reference.surface_values_gradient,
     kernels=_KERNELS,
 )
+
+
+# quads [Q, 4] of vertices with gammas [V] -> faces [2 Q, 3] int64
+_split = Operator(
+    "split_quads(Tensor quads, Tensor gammas) -> Tensor", reference=reference.split_quads, kernels=_KERNELS
+)
+
+
+@_split.fake
+def _(quads: Tensor, gammas: Tensor) -> Tensor:
+    return quads.new_empty(2 * quads.shape[0], 3, dtype=torch.int64)
 
 
 @_topology.fake

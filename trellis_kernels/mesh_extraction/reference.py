@@ -77,6 +77,12 @@ def _quads(cells: Tensor, cell_keys: Tensor, inside: Tensor, vertex_of_edge: Ten
     return torch.cat(quads)[torch.cat(order).argsort()]
 
 
+def split_quads(quads: Tensor, gammas: Tensor) -> Tensor:
+    gamma = gammas.to(compute_dtype(gammas.dtype))[quads]
+    along_02 = gamma[:, :1] * gamma[:, 2:3] > gamma[:, 1:2] * gamma[:, 3:]
+    return torch.where(along_02, quads[:, [0, 1, 2, 0, 2, 3]], quads[:, [0, 1, 3, 3, 1, 2]]).long().view(-1, 3)
+
+
 # By axis: which edge of the cells at (-1, -1), (-1, 0), (0, -1), (0, 0) it is; its corners in cell (0, 0), in the
 # direction of the edge table (y edges run downwards).
 _EDGES_AROUND = (([6, 4, 2, 0], 0, 1), ([10, 9, 11, 8], 2, 0), ([5, 1, 7, 3], 0, 4))
@@ -304,7 +310,7 @@ def _cell_weights(feats: Tensor, cell_cubes: Tensor) -> Tensor:
 
 
 def _positions(grid: Tensor, shift: Tensor, resolution: int) -> Tensor:
-    return grid / resolution - 0.5 + shift * _reach(resolution)
+    return grid.to(shift.dtype) / resolution - 0.5 + shift * _reach(resolution)
 
 
 def _reach(resolution: int) -> float:
