@@ -185,9 +185,9 @@ def test_an_empty_structure_suggests_another_seed() -> None:
 
 def test_saving_what_is_not_there_says_so(pipe: ImageTo3D, tmp_path: Path) -> None:
     bare = pipe(picture(), steps=1, formats=[])
-    with pytest.raises(ValueError, match="saving .glb needs mesh"):
+    with pytest.raises(ValueError, match=r"saving .glb needs mesh"):
         bare.save(tmp_path / "x.glb")
-    with pytest.raises(ValueError, match="path must end in .glb"):
+    with pytest.raises(ValueError, match=r"path must end in .glb"):
         bare.save(tmp_path / "x.doc")
     assert list(tmp_path.iterdir()) == []
 

@@ -19,6 +19,9 @@ from torch import Tensor
 
 FOLDER = Path(__file__).parents[1] / "golden"
 
+# (item, output) -> relative rms and max abs of what was checked in this session; pytest prints it at the end.
+MEASURED: dict[tuple[str, str], tuple[float, float]] = {}
+
 
 def formula_weight(key: str, shape: list[int], salt: str = "", gain: float = 1.0) -> Tensor:
     """The pseudo-random value of a parameter, a function of its key and shape alone."""
@@ -69,10 +72,12 @@ class Golden:
         assert actual.shape == expected.shape, f"{self.name} {key}: {list(actual.shape)} is not {list(expected.shape)}"
         if not expected.is_floating_point():
             assert torch.equal(actual.to(expected.dtype), expected), f"{self.name} {key}: integers differ"
+            MEASURED[self.name, key] = (0.0, 0.0)
             return 0.0, 0.0
         difference = actual.double() - expected.double()
         relative = float(difference.norm() / expected.double().norm().clamp_min(1e-30))
         largest = float(difference.abs().max()) if difference.numel() else 0.0
+        MEASURED[self.name, key] = (relative, largest)
         assert relative <= rms, f"{self.name} {key}: relative rms {relative:.3g} > {rms}"
         assert largest <= max_abs, f"{self.name} {key}: max abs {largest:.3g} > {max_abs}"
         return relative, largest
