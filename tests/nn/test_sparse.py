@@ -109,7 +109,7 @@ def test_attention_layouts_partition_each_sample(mode: AttentionMode, block: int
 
 
 def test_alternate_blocks_shift_their_windows() -> None:
-    coords = random_voxels(24, 0.02, 2)
+    coords = random_voxels(64, 0.001, 2)
     grid = SparseTensor.from_coords(coords, torch.zeros(len(coords), 1)).grid
     for mode in ("swin", "shift_window", "shift_sequence", "shift_order"):
         even, odd = (attention_layout(grid, mode, 8, block) for block in (0, 1))
