@@ -68,11 +68,7 @@ class DinoV2(nn.Module):
         super().__init__()
         from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
-        if hidden_size % num_attention_heads:
-            raise ValueError(f"hidden_size must be a multiple of {num_attention_heads} heads; got {hidden_size}")
-        if image_size % patch_size or image_size < patch_size:
-            raise ValueError(f"image_size must be a multiple of patch_size {patch_size}; got {image_size}")
-        self.args: dict[str, Any] = {
+        numbers = {
             "hidden_size": hidden_size,
             "num_hidden_layers": num_hidden_layers,
             "num_attention_heads": num_attention_heads,
@@ -80,9 +76,15 @@ class DinoV2(nn.Module):
             "patch_size": patch_size,
             "image_size": image_size,
             "num_register_tokens": num_register_tokens,
-            "swiglu": swiglu,
         }
-        numbers = {key: value for key, value in self.args.items() if key != "swiglu"}
+        for name, value in numbers.items():
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name} must be a positive int; got {value!r}")
+        if hidden_size % num_attention_heads:
+            raise ValueError(f"hidden_size must be a multiple of {num_attention_heads} heads; got {hidden_size}")
+        if image_size % patch_size or image_size < patch_size:
+            raise ValueError(f"image_size must be a multiple of patch_size {patch_size}; got {image_size}")
+        self.args: dict[str, Any] = {**numbers, "swiglu": swiglu}
         config = Dinov2WithRegistersConfig(
             **numbers, use_swiglu_ffn=swiglu, layer_norm_eps=1e-6, attn_implementation="sdpa"
         )
@@ -183,12 +185,13 @@ class DinoV2(nn.Module):
     def load(cls, args: Mapping[str, Any], stem: Path) -> DinoV2:
         """Build with `args` and read ``<stem>.safetensors``, as `save` wrote it, strictly."""
         try:
-            module = cls(**args)
+            with torch.device("meta"):  # no memory is taken before the file is seen to fit
+                module = cls(**args)
         except (TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"DinoV2: {error}") from error
         state = read_state_dict(with_suffix(stem, ".safetensors"), module.state_dict(), "cpu")
-        module.load_state_dict(state, strict=True)
-        return module
+        module.load_state_dict(state, strict=True, assign=True)
+        return module.requires_grad_(False)
 
     def save(self, stem: str | Path) -> None:
         """Write ``<stem>.safetensors``; `args` go to ``pipeline.json``."""
