@@ -250,6 +250,17 @@ def test_every_writer_takes_half_precision_gradients_and_degenerate_faces(suffix
     assert len(loaded.faces) == len(faces)
 
 
+@pytest.mark.parametrize("suffix", [".glb", ".obj", ".ply"])
+def test_colors_out_of_range_are_clamped(suffix: str, tmp_path: Path) -> None:
+    mesh = box()
+    assert mesh.colors is not None
+    Mesh(mesh.vertices, mesh.faces, mesh.colors * 3 - 1).save(tmp_path / f"x{suffix}")
+    loaded = trimesh.load(
+        tmp_path / f"x{suffix}", process=False, force="mesh", maintain_order=True, skip_materials=True
+    )
+    np.testing.assert_array_equal(loaded.visual.vertex_colors[:, :3], mesh.colors.numpy() * 255)
+
+
 @pytest.mark.parametrize("suffix", [".glb", ".obj", ".ply", ".stl"])
 def test_writers_refuse_what_cannot_be_written(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"x{suffix}"
