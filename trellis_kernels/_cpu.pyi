@@ -4,6 +4,44 @@ def instruction_set() -> str: ...
 def set_instruction_set(name: str) -> None: ...
 
 # attention
+def varlen_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_offsets: Tensor,
+    key_offsets: Tensor,
+    out: Tensor,
+    logsumexp: Tensor,
+    threads: int,
+) -> None: ...
+def varlen_attention_backward(
+    out_gradient: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    logsumexp: Tensor,
+    query_offsets: Tensor,
+    key_offsets: Tensor,
+    query_gradient: Tensor,
+    key_gradient: Tensor,
+    value_gradient: Tensor,
+    threads: int,
+) -> None: ...
+def windowed_attention(
+    qkv: Tensor, order: Tensor, offsets: Tensor, out: Tensor, logsumexp: Tensor, threads: int
+) -> None: ...
+def windowed_attention_backward(
+    out_gradient: Tensor,
+    qkv: Tensor,
+    out: Tensor,
+    logsumexp: Tensor,
+    order: Tensor,
+    offsets: Tensor,
+    qkv_gradient: Tensor,
+    threads: int,
+) -> None: ...
+def window_partition(coords: Tensor, window_size: int, shift: int, order: Tensor, offsets: Tensor) -> int: ...
 
 # gaussians
 def rasterize_gaussians(

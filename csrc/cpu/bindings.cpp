@@ -91,6 +91,15 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("set_instruction_set", &trellis::set_instruction_set);
 
   // attention
+  m.def("varlen_attention", &trellis::cpu::varlen_attention<float>, release_gil());
+  m.def("varlen_attention", &trellis::cpu::varlen_attention<double>, release_gil());
+  m.def("varlen_attention_backward", &trellis::cpu::varlen_attention_backward<float>, release_gil());
+  m.def("varlen_attention_backward", &trellis::cpu::varlen_attention_backward<double>, release_gil());
+  m.def("windowed_attention", &trellis::cpu::windowed_attention<float>, release_gil());
+  m.def("windowed_attention", &trellis::cpu::windowed_attention<double>, release_gil());
+  m.def("windowed_attention_backward", &trellis::cpu::windowed_attention_backward<float>, release_gil());
+  m.def("windowed_attention_backward", &trellis::cpu::windowed_attention_backward<double>, release_gil());
+  m.def("window_partition", &trellis::cpu::window_partition, release_gil());
 
   // gaussians
   const auto def_rasterize_gaussians = [&m](auto function) {
