@@ -25,10 +25,9 @@ void check_offsets(const std::string& name, TensorView<const int32_t, 1> offsets
   const int64_t count = offsets.size(0);
   if (count < 1 || offsets.data[0] != 0 || offsets.data[count - 1] != rows ||
       !std::is_sorted(offsets.data, offsets.data + count))
-    throw std::invalid_argument(name + " must be non-decreasing from 0 to " + std::to_string(rows) + "; got " +
-                                (count < 1 ? "nothing"
-                                           : std::to_string(offsets.data[0]) + " to " +
-                                                 std::to_string(offsets.data[count - 1])));
+    throw std::invalid_argument(
+        name + " must be non-decreasing from 0 to " + std::to_string(rows) + "; got " +
+        (count < 1 ? "nothing" : std::to_string(offsets.data[0]) + " to " + std::to_string(offsets.data[count - 1])));
 }
 
 void check_permutation(TensorView<const int32_t, 1> order) {
@@ -69,7 +68,8 @@ std::vector<Range> ranges(TensorView<const int32_t, 1> query_offsets, TensorView
 // body(range, head, kernel scratch) for all heads of all ranges. One thread does the heads of a range in a row where
 // there are ranges enough: their rows lie side by side in memory.
 template <class T, class Body>
-void for_heads(const std::vector<Range>& tasks, int64_t heads, int64_t scratch_elements, int threads, const Body& body) {
+void for_heads(const std::vector<Range>& tasks, int64_t heads, int64_t scratch_elements, int threads,
+               const Body& body) {
   const int64_t count = static_cast<int64_t>(tasks.size()) * heads;
   const int64_t grain = std::clamp<int64_t>(count / (int64_t{32} * threads), 1, std::max<int64_t>(heads, 1));
   const int workers = static_cast<int>(std::clamp<int64_t>((count + grain - 1) / grain, 1, threads));
@@ -96,8 +96,10 @@ struct Kernels {
 };
 
 Kernels kernels() {
-#define TRELLIS_KERNELS(NAMESPACE) \
-  Kernels { NAMESPACE::scratch_elements, NAMESPACE::forward, NAMESPACE::forward, NAMESPACE::backward, NAMESPACE::backward }
+#define TRELLIS_KERNELS(NAMESPACE)                                                                                \
+  Kernels {                                                                                                       \
+    NAMESPACE::scratch_elements, NAMESPACE::forward, NAMESPACE::forward, NAMESPACE::backward, NAMESPACE::backward \
+  }
   switch (instruction_set()) {
 #if defined(__x86_64__)
     case InstructionSet::avx512:
@@ -151,7 +153,7 @@ void run(const Forward<T>& p, TensorView<const int32_t, 1> query_offsets, Tensor
                  const int64_t first = query_offsets.data[r.sequence] + r.begin, key = key_offsets.data[r.sequence];
                  kernel.forward({r.end - r.begin, key_offsets.data[r.sequence + 1] - key, width,
                                  p.query.rows(head, first), p.key.rows(head, key), p.value.rows(head, key),
-                                 p.out.rows(head, first), p.logsumexp.rows(head, first)},
+                                 p.out.rows(head, first), p.logsumexp.rows(head, first), head + 1 < heads ? width : 0},
                                 scratch);
                });
 }
@@ -261,18 +263,18 @@ void windowed_attention_backward(TensorView<const T, 3> out_gradient, TensorView
       offsets, offsets, out.size(1), out.size(2), threads);
 }
 
-#define TRELLIS_INSTANTIATE(T)                                                                                       \
-  template void varlen_attention(TensorView<const T, 3>, TensorView<const T, 3>, TensorView<const T, 3>,             \
-                                 TensorView<const int32_t, 1>, TensorView<const int32_t, 1>, TensorView<T, 3>,       \
-                                 TensorView<T, 2>, int);                                                             \
-  template void varlen_attention_backward(                                                                           \
-      TensorView<const T, 3>, TensorView<const T, 3>, TensorView<const T, 3>, TensorView<const T, 3>,                \
-      TensorView<const T, 3>, TensorView<const T, 2>, TensorView<const int32_t, 1>, TensorView<const int32_t, 1>,    \
-      TensorView<T, 3>, TensorView<T, 3>, TensorView<T, 3>, int);                                                    \
-  template void windowed_attention(TensorView<const T, 4>, TensorView<const int32_t, 1>,                             \
-                                   TensorView<const int32_t, 1>, TensorView<T, 3>, TensorView<T, 2>, int);           \
-  template void windowed_attention_backward(TensorView<const T, 3>, TensorView<const T, 4>, TensorView<const T, 3>,  \
-                                            TensorView<const T, 2>, TensorView<const int32_t, 1>,                    \
+#define TRELLIS_INSTANTIATE(T)                                                                                         \
+  template void varlen_attention(TensorView<const T, 3>, TensorView<const T, 3>, TensorView<const T, 3>,               \
+                                 TensorView<const int32_t, 1>, TensorView<const int32_t, 1>, TensorView<T, 3>,         \
+                                 TensorView<T, 2>, int);                                                               \
+  template void varlen_attention_backward(TensorView<const T, 3>, TensorView<const T, 3>, TensorView<const T, 3>,      \
+                                          TensorView<const T, 3>, TensorView<const T, 3>, TensorView<const T, 2>,      \
+                                          TensorView<const int32_t, 1>, TensorView<const int32_t, 1>,                  \
+                                          TensorView<T, 3>, TensorView<T, 3>, TensorView<T, 3>, int);                  \
+  template void windowed_attention(TensorView<const T, 4>, TensorView<const int32_t, 1>, TensorView<const int32_t, 1>, \
+                                   TensorView<T, 3>, TensorView<T, 2>, int);                                           \
+  template void windowed_attention_backward(TensorView<const T, 3>, TensorView<const T, 4>, TensorView<const T, 3>,    \
+                                            TensorView<const T, 2>, TensorView<const int32_t, 1>,                      \
                                             TensorView<const int32_t, 1>, TensorView<T, 4>, int);
 TRELLIS_INSTANTIATE(float)
 TRELLIS_INSTANTIATE(double)

@@ -1,5 +1,6 @@
-// Between attention.cpp, which checks and hands out work, and the kernels, compiled once per instruction set. Only plain
-// data and declarations: this header is seen by the files compiled for AVX2 and AVX-512, which must not emit weak symbols.
+// Between attention.cpp, which checks and hands out work, and the kernels, compiled once per instruction set. Only
+// plain data and declarations: this header is seen by the files compiled for AVX2 and AVX-512, which must not emit weak
+// symbols.
 #pragma once
 #include <cstdint>
 
@@ -18,6 +19,7 @@ struct AttentionForward {
   int64_t queries, keys, width;
   AttentionRows<const T> query, key, value;
   AttentionRows<T> out, logsumexp;  // logsumexp: rows of one number
+  int64_t ahead;  // elements from this head to the one the thread does next on the same rows; 0: some other rows
 };
 
 template <class T>
@@ -29,15 +31,15 @@ struct AttentionBackward {
 
 // The most queries of one forward task: keys and values are packed once per task, so more is cheaper, fewer is better
 // balanced. A multiple of every panel width.
-constexpr int64_t kAttentionQueries = 192;
+constexpr int64_t kAttentionQueries = 384;
 
 // Scratch: elements that forward and backward need, 64-byte aligned, for heads of this width.
-#define TRELLIS_ATTENTION_KERNELS(NAMESPACE)                       \
-  namespace NAMESPACE {                                            \
-  int64_t scratch_elements(int64_t width);                         \
-  void forward(const AttentionForward<float>&, float* scratch);    \
-  void forward(const AttentionForward<double>&, double* scratch);  \
-  void backward(const AttentionBackward<float>&, float* scratch);  \
+#define TRELLIS_ATTENTION_KERNELS(NAMESPACE)                        \
+  namespace NAMESPACE {                                             \
+  int64_t scratch_elements(int64_t width);                          \
+  void forward(const AttentionForward<float>&, float* scratch);     \
+  void forward(const AttentionForward<double>&, double* scratch);   \
+  void backward(const AttentionBackward<float>&, float* scratch);   \
   void backward(const AttentionBackward<double>&, double* scratch); \
   }
 

@@ -58,10 +58,26 @@ struct ForwardScratch {
   int64_t elements;
 };
 
+// Rows are short and far apart, so the hardware does not foresee them: while the products run, ask for the keys and
+// values of the next block, or in the last block for what the next head reads and this one will write.
+template <class T>
+TRELLIS_INLINE void fetch_ahead(const AttentionForward<T>& t, int64_t key, int64_t block) {
+  if (key + block < t.keys) {
+    fetch(row_of(t.key, key + block), t.width);
+    fetch(row_of(t.value, key + block), t.width);
+  } else if (t.ahead) {
+    fetch(row_of(t.key, key) + t.ahead, t.width);
+    fetch(row_of(t.value, key) + t.ahead, t.width);
+    if (key < t.queries) fetch(row_of(t.query, key) + t.ahead, t.width);
+  }
+  if (key < t.queries) fetch(row_of(t.out, key), t.width);
+}
+
 // Probabilities, without their denominator, of one panel of queries for one block of keys.
 template <class T, int Vectors>
-void weigh_keys(const AttentionForward<T>& t, const ForwardScratch<T>& s, int64_t first_query, int64_t keys,
-                bool first_block) {
+void weigh_keys(const AttentionForward<T>& t, const ForwardScratch<T>& s, int64_t first_query, int64_t first_key,
+                int64_t keys) {
+  const bool first_block = first_key == 0;
   using V = Vector<T>;
   constexpr int L = Lanes<T>::count;
   const int64_t padded = padded_width(t.width, L);
@@ -69,15 +85,15 @@ void weigh_keys(const AttentionForward<T>& t, const ForwardScratch<T>& s, int64_
   V block_largest[Vectors];
 #pragma GCC unroll 4
   for (int v = 0; v < Vectors; ++v) block_largest[v] = V{} - T(INFINITY);
-  product<Vectors, Major::row>(
-      keys, s.key, padded, s.query + first_query * t.width, Vectors * L, t.width,
-      [&](int64_t key, V (&logits)[Vectors]) __attribute__((always_inline)) {
+  product<Vectors, Major::row>(keys, s.key, padded, s.query + first_query * t.width, Vectors * L, t.width,
+                               [&](int64_t key, V(&logits)[Vectors]) __attribute__((always_inline)) {
 #pragma GCC unroll 4
-        for (int v = 0; v < Vectors; ++v) {
-          block_largest[v] = larger(logits[v], block_largest[v]);
-          store(s.probability + key * kPitch<T> + v * L, logits[v]);
-        }
-      });
+                                 for (int v = 0; v < Vectors; ++v) {
+                                   block_largest[v] = larger(logits[v], block_largest[v]);
+                                   store(s.probability + key * kPitch<T> + v * L, logits[v]);
+                                 }
+                                 if (first_query == 0) fetch_ahead(t, first_key + key, keys);
+                               });
 
   V largest[Vectors], sum[Vectors];
 #pragma GCC unroll 4
@@ -112,25 +128,25 @@ void mix_values(const AttentionForward<T>& t, const ForwardScratch<T>& s, int64_
   for_panels(padded / L, [&](int64_t first_vector, auto n) __attribute__((always_inline)) {
     constexpr int kColumns = decltype(n)::value;
     const int64_t column = first_vector * L;
-    product<kColumns, Major::depth>(
-        queries, s.probability, kPitch<T>, s.value + column, padded, keys,
-        [&](int64_t row, Vector<T>(&out)[kColumns]) __attribute__((always_inline)) {
-          const int64_t query = first_query + row;
-          T* const accumulated = s.out + query * padded + column;
-          if (!first_block) {
+    product<kColumns, Major::depth>(queries, s.probability, kPitch<T>, s.value + column, padded, keys,
+                                    [&](int64_t row, Vector<T>(&out)[kColumns]) __attribute__((always_inline)) {
+                                      const int64_t query = first_query + row;
+                                      T* const accumulated = s.out + query * padded + column;
+                                      if (!first_block) {
 #pragma GCC unroll 4
-            for (int v = 0; v < kColumns; ++v) out[v] += load(accumulated + v * L) * s.factor[query];
-          }
-          if (last_block) {
-            const T inverse = T(1) / s.sum[query];
+                                        for (int v = 0; v < kColumns; ++v)
+                                          out[v] += load(accumulated + v * L) * s.factor[query];
+                                      }
+                                      if (last_block) {
+                                        const T inverse = T(1) / s.sum[query];
 #pragma GCC unroll 4
-            for (int v = 0; v < kColumns; ++v) out[v] *= inverse;
-            store_columns(row_of(t.out, query), column, t.width, out);
-          } else {
+                                        for (int v = 0; v < kColumns; ++v) out[v] *= inverse;
+                                        store_columns(row_of(t.out, query), column, t.width, out);
+                                      } else {
 #pragma GCC unroll 4
-            for (int v = 0; v < kColumns; ++v) store(accumulated + v * L, out[v]);
-          }
-        });
+                                        for (int v = 0; v < kColumns; ++v) store(accumulated + v * L, out[v]);
+                                      }
+                                    });
   });
 }
 
@@ -161,12 +177,11 @@ void forward_head(const AttentionForward<T>& t, T* memory) {
     for_panels(vectors, [&](int64_t first_vector, auto n) {
       constexpr int kVectors = decltype(n)::value;
       const int64_t first = first_vector * L, left = t.queries - first;
-      weigh_keys<T, kVectors>(t, s, first, keys, begin == 0);
+      weigh_keys<T, kVectors>(t, s, first, begin, keys);
       mix_values(t, s, first, left < kVectors * L ? left : kVectors * L, keys, begin == 0, begin + keys == t.keys);
     });
   }
-  for (int64_t i = 0; i < t.queries; ++i)
-    *row_of(t.logsumexp, i) = T(kLn2) * s.largest[i] + std::log(s.sum[i]);
+  for (int64_t i = 0; i < t.queries; ++i) *row_of(t.logsumexp, i) = T(kLn2) * s.largest[i] + std::log(s.sum[i]);
 }
 
 template <class T>
@@ -219,23 +234,22 @@ void differentiate_logits(const AttentionBackward<T>& t, const BackwardScratch<T
     s.inner[i] = out ? dot(out, s.out_gradient + i * padded, t.width) : T(0);
     s.logsumexp[i] = out ? T(kLog2e) * *row_of(t.logsumexp, first_query + i) : T(INFINITY);
   }
-  product<Vectors, Major::row>(
-      keys, s.key, padded, s.query_turned, Vectors * L, t.width,
-      [&](int64_t key, V (&logits)[Vectors]) __attribute__((always_inline)) {
+  product<Vectors, Major::row>(keys, s.key, padded, s.query_turned, Vectors * L, t.width,
+                               [&](int64_t key, V(&logits)[Vectors]) __attribute__((always_inline)) {
 #pragma GCC unroll 4
-        for (int v = 0; v < Vectors; ++v)
-          store(s.probability + key * kPitch<T> + v * L, exp2(logits[v] - load(s.logsumexp + v * L)));
-      });
-  product<Vectors, Major::row>(
-      keys, s.value, padded, s.out_gradient_turned, Vectors * L, t.width,
-      [&](int64_t key, V (&gradient)[Vectors]) __attribute__((always_inline)) {
-        const int64_t at = key * kPitch<T>;
+                                 for (int v = 0; v < Vectors; ++v)
+                                   store(s.probability + key * kPitch<T> + v * L,
+                                         exp2(logits[v] - load(s.logsumexp + v * L)));
+                               });
+  product<Vectors, Major::row>(keys, s.value, padded, s.out_gradient_turned, Vectors * L, t.width,
+                               [&](int64_t key, V(&gradient)[Vectors]) __attribute__((always_inline)) {
+                                 const int64_t at = key * kPitch<T>;
 #pragma GCC unroll 4
-        for (int v = 0; v < Vectors; ++v) {
-          const V p = load(s.probability + at + v * L) * scale;
-          store(s.logit_gradient + at + v * L, p * (gradient[v] - load(s.inner + v * L)));
-        }
-      });
+                                 for (int v = 0; v < Vectors; ++v) {
+                                   const V p = load(s.probability + at + v * L) * scale;
+                                   store(s.logit_gradient + at + v * L, p * (gradient[v] - load(s.inner + v * L)));
+                                 }
+                               });
 }
 
 // The gradients of one panel of queries and one block of keys and values, from those of the logits.
@@ -249,13 +263,12 @@ void accumulate_gradients(const AttentionBackward<T>& t, const BackwardScratch<T
   for_panels(padded / L, [&](int64_t first_vector, auto n) __attribute__((always_inline)) {
     constexpr int kColumns = decltype(n)::value;
     const int64_t column = first_vector * L;
-    product<kColumns, Major::depth>(
-        queries, s.logit_gradient, kPitch<T>, s.key + column, padded, keys,
-        [&](int64_t row, Vector<T>(&gradient)[kColumns]) __attribute__((always_inline)) {
-          T* const to = row_of(t.query_gradient, first_query + row);
-          if (!first_block) add_columns(to, column, t.width, gradient);
-          store_columns(to, column, t.width, gradient);
-        });
+    product<kColumns, Major::depth>(queries, s.logit_gradient, kPitch<T>, s.key + column, padded, keys,
+                                    [&](int64_t row, Vector<T>(&gradient)[kColumns]) __attribute__((always_inline)) {
+                                      T* const to = row_of(t.query_gradient, first_query + row);
+                                      if (!first_block) add_columns(to, column, t.width, gradient);
+                                      store_columns(to, column, t.width, gradient);
+                                    });
   });
 }
 

@@ -71,9 +71,9 @@ TRELLIS_INLINE Vector<double> exp2(Vector<double> x) {
   const Vector<double> shifted = x + magic;
   const Vector<double> f = (x - (shifted - magic)) * 0.69314718055994530942;
   Vector<double> p = Vector<double>{} + 1. / 6227020800.;  // Taylor, 13 terms: 4e-18 at |f| = 1/2
-  const double inverse_factorials[] = {1. / 479001600., 1. / 39916800., 1. / 3628800., 1. / 362880., 1. / 40320.,
-                                       1. / 5040.,      1. / 720.,      1. / 120.,     1. / 24.,     1. / 6.,
-                                       .5,              1.,             1.};
+  const double inverse_factorials[] = {
+      1. / 479001600., 1. / 39916800., 1. / 3628800., 1. / 362880., 1. / 40320., 1. / 5040., 1. / 720.,
+      1. / 120.,       1. / 24.,       1. / 6.,       .5,           1.,          1.};
 #pragma GCC unroll 13
   for (const double c : inverse_factorials) p = p * f + c;
   typedef Lanes<double>::Integers Integers;
@@ -83,6 +83,11 @@ TRELLIS_INLINE Vector<double> exp2(Vector<double> x) {
 template <class T>
 TRELLIS_INLINE T* row_of(const AttentionRows<T>& rows, int64_t i) {
   return rows.base + (rows.index ? rows.index[i] : i) * rows.stride;
+}
+
+template <class T>
+TRELLIS_INLINE void fetch(const T* row, int64_t width) {
+  for (int64_t d = 0; d < width; d += 64 / sizeof(T)) __builtin_prefetch(row + d, 0, 2);
 }
 
 // to[i][0:padded] = the row, then zeros.

@@ -81,7 +81,8 @@ int64_t window_partition(TensorView<const int32_t, 2> coords, int64_t window_siz
 
   int64_t count = 0;
   for (int64_t i = 1; i <= rows; ++i)
-    if (i == rows || window[order.data[i]] != window[order.data[i - 1]]) offsets.data[++count] = static_cast<int32_t>(i);
+    if (i == rows || window[order.data[i]] != window[order.data[i - 1]])
+      offsets.data[++count] = static_cast<int32_t>(i);
   return count;
 }
 

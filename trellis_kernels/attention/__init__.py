@@ -176,8 +176,8 @@ def _(out_gradient: Tensor, qkv: Tensor, *others: Tensor) -> Tensor:
 
 @_partition.fake
 def _(coords: Tensor, window_size: int, shift: int) -> tuple[Tensor, Tensor]:
-    windows = torch.library.get_ctx().new_dynamic_size()
-    return coords.new_empty(coords.shape[0]), coords.new_empty(windows + 1)
+    boundaries = torch.library.get_ctx().new_dynamic_size()
+    return coords.new_empty(coords.shape[0]), coords.new_empty(boundaries)
 
 
 def _setup_varlen(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:

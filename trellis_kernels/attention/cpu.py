@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -16,7 +18,7 @@ def varlen_attention(
     out = query.new_empty(query.shape, dtype=dtype)
     logsumexp = query.new_empty(query.shape[:2], dtype=dtype)
     _cpu.varlen_attention(
-        *widened(query, key, value, query_offsets, key_offsets), out, logsumexp, torch.get_num_threads()
+        *_wide(query, key, value, query_offsets, key_offsets), out, logsumexp, torch.get_num_threads()
     )
     return out.to(query.dtype), logsumexp
 
@@ -34,7 +36,7 @@ def varlen_attention_backward(
     dtype = compute_dtype(query.dtype)
     gradients = [tensor.new_empty(tensor.shape, dtype=dtype) for tensor in (query, key, value)]
     _cpu.varlen_attention_backward(
-        *widened(out_gradient, query, key, value, out, logsumexp, query_offsets, key_offsets),
+        *_wide(out_gradient, query, key, value, out, logsumexp, query_offsets, key_offsets),
         *gradients,
         torch.get_num_threads(),
     )
@@ -46,7 +48,7 @@ def windowed_attention(qkv: Tensor, order: Tensor, offsets: Tensor) -> tuple[Ten
     rows, _, heads, width = qkv.shape
     dtype = compute_dtype(qkv.dtype)
     out, logsumexp = qkv.new_empty(rows, heads, width, dtype=dtype), qkv.new_empty(rows, heads, dtype=dtype)
-    _cpu.windowed_attention(*widened(qkv, order, offsets), out, logsumexp, torch.get_num_threads())
+    _cpu.windowed_attention(*_wide(qkv, order, offsets), out, logsumexp, torch.get_num_threads())
     return out.to(qkv.dtype), logsumexp
 
 
@@ -55,7 +57,7 @@ def windowed_attention_backward(
 ) -> Tensor:
     gradient = qkv.new_empty(qkv.shape, dtype=compute_dtype(qkv.dtype))
     _cpu.windowed_attention_backward(
-        *widened(out_gradient, qkv, out, logsumexp, order, offsets), gradient, torch.get_num_threads()
+        *_wide(out_gradient, qkv, out, logsumexp, order, offsets), gradient, torch.get_num_threads()
     )
     return gradient.to(qkv.dtype)
 
@@ -65,3 +67,7 @@ def window_partition(coords: Tensor, window_size: int, shift: int) -> tuple[Tens
     order, offsets = coords.new_empty(rows), coords.new_empty(rows + 1)
     windows = _cpu.window_partition(coords.contiguous(), window_size, shift, order, offsets)
     return order, offsets[: windows + 1].clone()
+
+
+def _wide(*tensors: Tensor) -> tuple[Any, ...]:
+    return widened(*tensors)
