@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,48 +18,28 @@ def varlen_attention(
     dtype = compute_dtype(query.dtype)
     out = query.new_empty(query.shape, dtype=dtype)
     logsumexp = query.new_empty(query.shape[:2], dtype=dtype)
-    _cpu.varlen_attention(
-        *_wide(query, key, value, query_offsets, key_offsets), out, logsumexp, torch.get_num_threads()
-    )
+    _launch(_cpu.varlen_attention, query, key, value, query_offsets, key_offsets, out, logsumexp)
     return out.to(query.dtype), logsumexp
 
 
-def varlen_attention_backward(
-    out_gradient: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    out: Tensor,
-    logsumexp: Tensor,
-    query_offsets: Tensor,
-    key_offsets: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
+def varlen_attention_backward(out_gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *saved: Tensor) -> Any:
     dtype = compute_dtype(query.dtype)
     gradients = [tensor.new_empty(tensor.shape, dtype=dtype) for tensor in (query, key, value)]
-    _cpu.varlen_attention_backward(
-        *_wide(out_gradient, query, key, value, out, logsumexp, query_offsets, key_offsets),
-        *gradients,
-        torch.get_num_threads(),
-    )
-    query_gradient, key_gradient, value_gradient = (gradient.to(query.dtype) for gradient in gradients)
-    return query_gradient, key_gradient, value_gradient
+    _launch(_cpu.varlen_attention_backward, out_gradient, query, key, value, *saved, *gradients)
+    return tuple(gradient.to(query.dtype) for gradient in gradients)
 
 
 def windowed_attention(qkv: Tensor, order: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     rows, _, heads, width = qkv.shape
     dtype = compute_dtype(qkv.dtype)
     out, logsumexp = qkv.new_empty(rows, heads, width, dtype=dtype), qkv.new_empty(rows, heads, dtype=dtype)
-    _cpu.windowed_attention(*_wide(qkv, order, offsets), out, logsumexp, torch.get_num_threads())
+    _launch(_cpu.windowed_attention, qkv, order, offsets, out, logsumexp)
     return out.to(qkv.dtype), logsumexp
 
 
-def windowed_attention_backward(
-    out_gradient: Tensor, qkv: Tensor, out: Tensor, logsumexp: Tensor, order: Tensor, offsets: Tensor
-) -> Tensor:
+def windowed_attention_backward(out_gradient: Tensor, qkv: Tensor, *saved: Tensor) -> Tensor:
     gradient = qkv.new_empty(qkv.shape, dtype=compute_dtype(qkv.dtype))
-    _cpu.windowed_attention_backward(
-        *_wide(out_gradient, qkv, out, logsumexp, order, offsets), gradient, torch.get_num_threads()
-    )
+    _launch(_cpu.windowed_attention_backward, out_gradient, qkv, *saved, gradient)
     return gradient.to(qkv.dtype)
 
 
@@ -69,5 +50,6 @@ def window_partition(coords: Tensor, window_size: int, shift: int) -> tuple[Tens
     return order, offsets[: windows + 1].clone()
 
 
-def _wide(*tensors: Tensor) -> tuple[Any, ...]:
-    return widened(*tensors)
+def _launch(kernel: Callable[..., None], *tensors: Tensor) -> None:
+    # Outputs come last; they are contiguous and of the dtype of the arithmetic already, so they pass through as they are.
+    kernel(*widened(*tensors), torch.get_num_threads())
