@@ -106,6 +106,12 @@ def test_16_bits_are_scaled_not_clipped(format_name: str) -> None:
     np.testing.assert_array_equal(result[..., 0], result[..., 2])
 
 
+def test_16_bits_are_rounded_to_the_nearest() -> None:
+    values = np.array([[0, 128, 129, 256, 257, 385, 386, 65406, 65407, 65535]], np.uint16)
+    expected = np.round(values / 257)
+    np.testing.assert_array_equal(np.asarray(load_image(values))[..., 0], expected)
+
+
 def test_palette_with_and_without_transparency() -> None:
     palette = Image.new("P", (8, 8), 1)
     palette.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
