@@ -53,7 +53,7 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "sparse_structure_flow_model": (
         "ss_flow_nano",
         "SparseStructureFlowModel",
-        {"resolution": 8, "model_channels": 160, "num_blocks": 6, "patch_size": 1, **_FLOW},
+        {"resolution": 8, "model_channels": 160, "num_blocks": 5, "patch_size": 1, **_FLOW},
     ),
     "sparse_structure_decoder": (
         "ss_dec_nano",
@@ -76,7 +76,7 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
             "num_blocks": 4,
             "patch_size": 2,
             "num_io_res_blocks": 2,
-            "io_block_channels": [64],
+            "io_block_channels": [48],
             **_FLOW,
         },
     ),
@@ -106,7 +106,8 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "slat_decoder_mesh": (
         "slat_dec_mesh_nano",
         "SLatMeshDecoder",
-        {**_TRUNK, "representation_config": {"use_color": True}},
+        # Its group norms have 32 groups at an eighth of the width, so the width is a multiple of 256.
+        {**_TRUNK, "model_channels": 256, "num_blocks": 2, "representation_config": {"use_color": True}},
     ),
 }
 
@@ -117,6 +118,8 @@ def initialise(folder: Path = BUNDLED) -> None:
     (folder / "ckpts").mkdir(parents=True, exist_ok=True)
     models = {role: _seeded(name, args, generator) for role, (_, name, args) in MODELS.items()}
     _calibrate(models["sparse_structure_flow_model"], models["sparse_structure_decoder"], generator)
+    with torch.no_grad():  # unit variance would make splats of a tenth of the object's size
+        models["slat_decoder_gs"].get_parameter("out_layer.weight").mul_(0.3)
     for role, (stem, _, _) in MODELS.items():
         model = models[role]
         model.set_torso_dtype(torch.float16)
