@@ -1,4 +1,5 @@
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -60,11 +61,11 @@ def test_rembg_is_used_when_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     assert background.remove_background(Image.new("RGB", (64, 64))) == (cutout, "rembg")
 
 
-def test_rembg_without_its_model_is_not_ready(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
-    monkeypatch.setenv("U2NET_HOME", str(tmp_path))
+def test_rembg_without_its_model_is_not_ready(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(background.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(background, "rembg_model_path", lambda: tmp_path / "u2net.onnx")
     assert not background.rembg_is_ready()
-    background.rembg_model_path().write_bytes(b"half a model")
+    (tmp_path / "u2net.onnx").write_bytes(b"half a model")
     assert not background.rembg_is_ready()
 
 

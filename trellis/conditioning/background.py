@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
-import os
 from pathlib import Path
 from typing import Literal
 
@@ -57,9 +56,10 @@ def remove_background(image: Image.Image) -> tuple[Image.Image, RemovalMethod]:
 
 
 def rembg_model_path() -> Path:
-    """Where rembg keeps its model file."""
-    home = os.environ.get("U2NET_HOME") or Path(os.environ.get("XDG_DATA_HOME", "~")) / ".u2net"
-    return Path(home).expanduser() / f"{REMBG_MODEL}.onnx"
+    """Where rembg, which must be installed, keeps its model file: it knows (``U2NET_HOME``, else ``~/.u2net``)."""
+    from rembg.sessions.u2net import U2netSession
+
+    return Path(U2netSession.u2net_home()) / f"{REMBG_MODEL}.onnx"
 
 
 def rembg_is_ready() -> bool:

@@ -17,7 +17,7 @@ from trellis.checkpoints import CheckpointError, read_state_dict, with_suffix
 from trellis.conditioning.dinov2_keys import from_original, heads_of
 from trellis.conditioning.pretrained import open_weights, transformers_model
 
-# Names of torch.hub, which official pipelines give, and the same weights on the Hugging Face Hub.
+# Names of facebookresearch/dinov2, which official pipelines give, and the same weights on the Hugging Face Hub.
 HUB_IDS = {
     "dinov2_vits14_reg": "facebook/dinov2-with-registers-small",
     "dinov2_vitb14_reg": "facebook/dinov2-with-registers-base",
@@ -138,7 +138,7 @@ class DinoV2(nn.Module):
         """Load published weights, in evaluation mode.
 
         Args:
-            name: torch.hub name (``dinov2_vitl14_reg``), Hub id, local folder in transformers format, or file
+            name: official name (``dinov2_vitl14_reg``), Hub id, local folder in transformers format, or file
                 (``.pth``, ``.safetensors``) with the keys of facebookresearch/dinov2.
             dtype: of the weights; None: float32.
             **hub: `revision`, `local_files_only`, `token`.
