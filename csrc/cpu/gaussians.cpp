@@ -43,6 +43,12 @@ std::unique_ptr<T[]> uncleared(int64_t count) {
   return std::unique_ptr<T[]>(new T[std::max<int64_t>(count, 1)]);
 }
 
+// Of a Gaussian in depth order: its place in the projected ones, and the tiles it reaches, the last ones excluded.
+struct Placed {
+  int32_t source;
+  uint16_t x0, y0, x1, y1;
+};
+
 template <class T>
 class Rasterizer {
  public:
@@ -61,7 +67,7 @@ class Rasterizer {
         tiles_(across_ * ((height + kTile - 1) / kTile)),
         loops_(inner_loops<T>()),
         projected_(uncleared<Splat<T>>(count)),
-        sorted_(uncleared<Splat<T>>(count)),
+        sorted_(uncleared<Placed>(count)),
         pairs_(uncleared<Keyed<Key>>(2 * count)),
         finished_(tiles_),
         starts_(tiles_ + 1),
@@ -131,19 +137,20 @@ class Rasterizer {
     pairs = radix_sort(pairs, pairs + count, count, threads_);
     parallel_for(count, kChunk, threads_, [&](int64_t first, int64_t past) {
       for (int64_t i = first; i < past; ++i) {
-        if (i + 8 < past) __builtin_prefetch(&projected_[pairs[i + 8].value]);
-        sorted_[i] = projected_[pairs[i].value];
+        if (i + 16 < past) __builtin_prefetch(&projected_[pairs[i + 16].value].x0);
+        const Splat<T>& splat = projected_[pairs[i].value];
+        const auto last_tile = [](int pixel) { return static_cast<uint16_t>((pixel + kTile - 1) / kTile); };
+        sorted_[i] = {static_cast<int32_t>(pairs[i].value), static_cast<uint16_t>(splat.x0 / kTile),
+                      static_cast<uint16_t>(splat.y0 / kTile), last_tile(splat.x1), last_tile(splat.y1)};
       }
     });
     return count;
   }
 
   template <class Body>
-  void for_tiles_of(const Splat<T>& splat, const Body& body) const {
-    const int64_t x0 = splat.x0 / kTile, x1 = (splat.x1 + kTile - 1) / kTile;
-    const int64_t y0 = splat.y0 / kTile, y1 = (splat.y1 + kTile - 1) / kTile;
-    for (int64_t y = y0; y < y1; ++y) {
-      for (int64_t x = x0; x < x1; ++x) body(y * across_ + x);
+  void for_tiles_of(const Placed& placed, const Body& body) const {
+    for (int64_t y = placed.y0; y < placed.y1; ++y) {
+      for (int64_t x = placed.x0; x < placed.x1; ++x) body(y * across_ + x);
     }
   }
 
@@ -151,8 +158,8 @@ class Rasterizer {
   int64_t batch_end(int64_t begin, int64_t count) const {
     int64_t entries = 0;
     for (int64_t i = begin; i < count; ++i) {
-      const Splat<T>& s = sorted_[i];
-      entries += int64_t{(s.x1 + kTile - 1) / kTile - s.x0 / kTile} * ((s.y1 + kTile - 1) / kTile - s.y0 / kTile);
+      const Placed& placed = sorted_[i];
+      entries += int64_t{placed.x1 - placed.x0} * (placed.y1 - placed.y0);
       if (entries > list_entries_ && i > begin) return i;
     }
     return count;
@@ -188,7 +195,7 @@ class Rasterizer {
       int64_t* targets = positions_.data() + chunk * tiles_;
       for (int64_t i = bound(chunk); i < bound(chunk + 1); ++i) {
         for_tiles_of(sorted_[i], [&](int64_t tile) {
-          if (!finished_[tile]) entries_[targets[tile]++] = static_cast<int32_t>(i);
+          if (!finished_[tile]) entries_[targets[tile]++] = sorted_[i].source;
         });
       }
     });
@@ -217,7 +224,7 @@ class Rasterizer {
   }
 
   bool blend(int64_t tile, T* state, int32_t* last) const {
-    return loops_.blend({sorted_.get(), entries_.get() + starts_[tile], starts_[tile + 1] - starts_[tile], colors_,
+    return loops_.blend({projected_.get(), entries_.get() + starts_[tile], starts_[tile + 1] - starts_[tile], colors_,
                          channels_, left(tile), top(tile), state, last});
   }
 
@@ -247,7 +254,8 @@ class Rasterizer {
   const int threads_;
   const int64_t across_, tiles_;
   const InnerLoops<T> loops_;
-  const std::unique_ptr<Splat<T>[]> projected_, sorted_;
+  const std::unique_ptr<Splat<T>[]> projected_;
+  const std::unique_ptr<Placed[]> sorted_;
   const std::unique_ptr<Keyed<Key>[]> pairs_;
   std::vector<uint8_t> finished_;
   std::vector<int64_t> starts_, positions_;

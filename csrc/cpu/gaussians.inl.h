@@ -111,11 +111,11 @@ static int64_t project_all(const ProjectJob<T>& job) {
     const V x1 = min(min(tile_x1 * side, splat(T(camera.width))), ceil(px + min(reach_x, far)) + 1);
     const V y1 = min(min(tile_y1 * side, splat(T(camera.height))), ceil(py + min(reach_y, far)) + 1);
 
-    const V everything[12] = {
-        center_x, center_y, T(-0.5) * c * inverse, b * inverse, T(-0.5) * a * inverse, opacity, -limit, z, x0, y0,
-        x1,       y1};
-    T table[12][kWidth], determinants[kWidth];
-    for (int i = 0; i < 12; ++i) store(table[i], everything[i]);
+    const V everything[13] = {
+        center_x, center_y, T(-0.5) * c * inverse, b * inverse, T(-0.5) * a * inverse, opacity, -limit, z, x0, y0, x1,
+        y1,       b / c};
+    T table[13][kWidth], determinants[kWidth];
+    for (int i = 0; i < 13; ++i) store(table[i], everything[i]);
     store(determinants, det);
     for (int lane = 0; lane < kWidth && begin + lane < job.end; ++lane) {
       const bool inside = table[8][lane] < table[10][lane] && table[9][lane] < table[11][lane];
@@ -129,6 +129,7 @@ static int64_t project_all(const ProjectJob<T>& job) {
       s.opacity = table[5][lane];
       s.limit = table[6][lane];
       s.depth = table[7][lane];
+      s.ridge = table[12][lane];
       s.x0 = static_cast<uint16_t>(table[8][lane]);
       s.y0 = static_cast<uint16_t>(table[9][lane]);
       s.x1 = static_cast<uint16_t>(table[10][lane]);
@@ -137,6 +138,23 @@ static int64_t project_all(const ProjectJob<T>& job) {
     }
   }
   return drawn;
+}
+
+// Rows of a tile, as bits, where a splat may reach its limit: the footprint at the largest point of each row within the
+// tile, rounded up a little. A lane is a row here.
+template <class T>
+INLINE unsigned reached_rows(const Splat<T>& s, int left, int top) {
+  typedef typename Lanes<T>::V V;
+  constexpr int kWidth = Lanes<T>::kWidth;
+  const V rightmost = splat(s.x - T(left)), leftmost = splat(s.x - T(left + kTile - 1));
+  unsigned rows = 0;
+  for (int part = 0; part < kTile / kWidth; ++part) {
+    const V dy = s.y - T(top + part * kWidth) - lane_numbers(T(0));
+    const V dx = min(max(s.ridge * dy, leftmost), rightmost);
+    const V power = (dx * dx * s.xx + dy * dy * s.yy) * T(1 - 4e-6) + dx * dy * s.xy;
+    rows |= bits(less_equal(splat(s.limit), power)) << (part * kWidth);
+  }
+  return rows;
 }
 
 // kChannels 0: any number, read from the job.
@@ -171,9 +189,7 @@ static bool blend_tile(const BlendJob<T>& job) {
       if (sizeof(ahead) > 64) __builtin_prefetch(reinterpret_cast<const char*>(&ahead) + 64);
     }
     const T* color = job.colors + int64_t{s.index} * channels;
-    const int first = s.y0 > job.top ? s.y0 - job.top : 0;
-    const int past = s.y1 < job.top + kTile ? s.y1 - job.top : kTile;
-    unsigned rows = open & ((2u << (past - 1)) - (1u << first));
+    unsigned rows = open & reached_rows(s, job.left, job.top);
     if (!rows) continue;
     V xx[kParts], xy[kParts];
     for (int part = 0; part < kParts; ++part) {

@@ -27,6 +27,8 @@ INLINE __mmask16 less_equal(__m512 a, __m512 b) { return _mm512_cmp_ps_mask(a, b
 INLINE __mmask8 less_equal(__m512d a, __m512d b) { return _mm512_cmp_pd_mask(a, b, _CMP_LE_OQ); }
 INLINE __m512 select(__mmask16 m, __m512 a, __m512 b) { return _mm512_mask_blend_ps(m, b, a); }
 INLINE __m512d select(__mmask8 m, __m512d a, __m512d b) { return _mm512_mask_blend_pd(m, b, a); }
+INLINE unsigned bits(__mmask16 m) { return m; }
+INLINE unsigned bits(__mmask8 m) { return m; }
 INLINE bool any(__mmask16 m) { return m != 0; }
 INLINE bool any(__mmask8 m) { return m != 0; }
 INLINE void store_where(__mmask16 m, int32_t* target, int32_t value) {
@@ -86,23 +88,25 @@ INLINE void store_where(M m, int32_t* target, int32_t value) {
   }
 }
 #if defined(__AVX2__)
-INLINE bool any(FloatMask m) { return _mm256_movemask_ps(reinterpret_cast<__m256>(m)) != 0; }
-INLINE bool any(DoubleMask m) { return _mm256_movemask_pd(reinterpret_cast<__m256d>(m)) != 0; }
+INLINE unsigned bits(FloatMask m) { return _mm256_movemask_ps(reinterpret_cast<__m256>(m)); }
+INLINE unsigned bits(DoubleMask m) { return _mm256_movemask_pd(reinterpret_cast<__m256d>(m)); }
 INLINE FloatLanes sqrt(FloatLanes a) { return _mm256_sqrt_ps(a); }
 INLINE DoubleLanes sqrt(DoubleLanes a) { return _mm256_sqrt_pd(a); }
 #elif defined(__SSE2__)
-INLINE bool any(FloatMask m) { return _mm_movemask_ps(reinterpret_cast<__m128>(m)) != 0; }
-INLINE bool any(DoubleMask m) { return _mm_movemask_pd(reinterpret_cast<__m128d>(m)) != 0; }
+INLINE unsigned bits(FloatMask m) { return _mm_movemask_ps(reinterpret_cast<__m128>(m)); }
+INLINE unsigned bits(DoubleMask m) { return _mm_movemask_pd(reinterpret_cast<__m128d>(m)); }
 INLINE FloatLanes sqrt(FloatLanes a) { return _mm_sqrt_ps(a); }
 INLINE DoubleLanes sqrt(DoubleLanes a) { return _mm_sqrt_pd(a); }
 #else
-INLINE bool any(FloatMask m) { return (m[0] | m[1] | m[2] | m[3]) != 0; }
-INLINE bool any(DoubleMask m) { return (m[0] | m[1]) != 0; }
+INLINE unsigned bits(FloatMask m) { return (m[0] & 1) | (m[1] & 2) | (m[2] & 4) | (m[3] & 8); }
+INLINE unsigned bits(DoubleMask m) { return (m[0] & 1) | (m[1] & 2); }
 INLINE FloatLanes sqrt(FloatLanes a) {
   return FloatLanes{__builtin_sqrtf(a[0]), __builtin_sqrtf(a[1]), __builtin_sqrtf(a[2]), __builtin_sqrtf(a[3])};
 }
 INLINE DoubleLanes sqrt(DoubleLanes a) { return DoubleLanes{__builtin_sqrt(a[0]), __builtin_sqrt(a[1])}; }
 #endif
+INLINE bool any(FloatMask m) { return bits(m) != 0; }
+INLINE bool any(DoubleMask m) { return bits(m) != 0; }
 #undef BYTES
 
 #endif
@@ -121,6 +125,16 @@ INLINE typename Lanes<T>::V load(const T* source) {
 template <class T>
 INLINE void store(T* target, typename Lanes<T>::V value) {
   __builtin_memcpy(target, &value, sizeof(value));
+}
+
+// 0, 1, 2, ...
+INLINE F lane_numbers(float) {
+  static const float numbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return load(numbers);
+}
+INLINE D lane_numbers(double) {
+  static const double numbers[8] = {0, 1, 2, 3, 4, 5, 6, 7};
+  return load(numbers);
 }
 
 // Rounding to whole numbers by adding and taking away a number so large that no fraction fits beside it.

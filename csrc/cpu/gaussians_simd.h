@@ -15,6 +15,7 @@ struct alignas(64) Splat {
   T xx, xy, yy;  // log of the footprint = xx dx^2 + xy dx dy + yy dy^2
   T opacity;
   T limit;  // log of the footprint below which alpha is under 1/255, with a margin
+  T ridge;  // dx / dy at which a row of pixels sees the footprint at its largest
   T depth;
   uint16_t x0, y0, x1, y1;  // pixels that it can reach, the last ones excluded; not empty
   int32_t index;            // into the inputs
