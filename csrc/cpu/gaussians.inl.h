@@ -207,7 +207,7 @@ static bool blend_tile(const BlendJob<T>& job) {
         const V before = load(transmittances + at);
         M hit = less_equal(splat(s.limit), power) & less_equal(power, zero) & less(zero, before);
         if (!any(hit)) continue;
-        V alpha = min(s.opacity * exp(max(power, splat(T(-87)))), largest_alpha);
+        V alpha = min(s.opacity * exp(max(power, splat(s.limit))), largest_alpha);
         hit = hit & less_equal(smallest_alpha, alpha);
         alpha = select(hit, alpha, zero);
         const V after = before * (one - alpha);
