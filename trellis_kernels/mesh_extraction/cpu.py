@@ -13,10 +13,9 @@ from trellis_kernels.precision import widened
 
 def surface_topology(coords: Tensor, feats: Tensor, resolution: int) -> tuple[Tensor, ...]:
     sdf = feats[:, :8] if feats.element_size() < 4 else feats  # of half-precision feats widen what is read
-    (wide,) = widened(sdf)
     topology = _cpu.SurfaceTopology(coords.contiguous(), resolution, torch.get_num_threads())
     points, point_cubes = coords.new_empty(topology.points, 3), coords.new_empty(topology.points, 8)
-    topology.fill_points(wide, points, point_cubes)
+    topology.fill_points(_wide(sdf), points, point_cubes)
     cells, cell_points = coords.new_empty(topology.cells, 3), coords.new_empty(topology.cells, 8)
     cell_cubes, cases = coords.new_empty(topology.cells), coords.new_empty(topology.cells)
     vertex_cells, quads = coords.new_empty(topology.vertices), coords.new_empty(topology.quads, 4)
@@ -26,28 +25,34 @@ def surface_topology(coords: Tensor, feats: Tensor, resolution: int) -> tuple[Te
 
 def split_quads(quads: Tensor, gammas: Tensor) -> Tensor:
     faces = quads.new_empty(len(quads), 2, 3, dtype=torch.int64)
-    _cpu.split_quads(quads.contiguous(), *widened(gammas), faces, torch.get_num_threads())
+    _cpu.split_quads(quads.contiguous(), _wide(gammas), faces, torch.get_num_threads())
     return faces.flatten(0, 1)
 
 
 def surface_values(feats: Tensor, *topology: Any) -> tuple[Tensor, ...]:
-    (wide,) = widened(feats)
-    assert wide is not None
+    wide = _wide(feats)
     *maps, vertex_cells, resolution, training = topology
     vertices, grid = len(vertex_cells), len(maps[0]) if training else 0
     shapes = ((vertices, 3), (vertices, (feats.shape[1] - 53) // 8), (vertices,), (3,), (grid, 3), (grid,))
-    results = tuple(wide.new_empty(shape) for shape in shapes)
-    inputs: list[Any] = [tensor.contiguous() for tensor in maps]
-    _cpu.surface_values(wide, *inputs, resolution, training, *results, torch.get_num_threads())
+    results = [wide.new_empty(shape) for shape in shapes]
+    inputs = [tensor.contiguous() for tensor in maps]
+    arguments: list[Any] = [wide, *inputs, resolution, training, *results, torch.get_num_threads()]
+    _cpu.surface_values(*arguments)
     return tuple(result.to(feats.dtype) for result in results)
 
 
-def surface_values_gradient(feats: Tensor, *arguments: Any) -> Tensor:
-    (wide,) = widened(feats)
-    assert wide is not None
-    *maps, _vertex_cells, resolution, training = arguments[:-6]
+def surface_values_gradient(feats: Tensor, *topology_and_gradients: Any) -> Tensor:
+    wide = _wide(feats)
+    *maps, _vertex_cells, resolution, training = topology_and_gradients[:-6]
+    gradients = [_wide(gradient) for gradient in topology_and_gradients[-6:]]
     feats_gradient = torch.empty_like(wide)
-    inputs: list[Any] = [tensor.contiguous() for tensor in maps]
-    inputs += [resolution, training, *widened(*arguments[-6:]), feats_gradient, torch.get_num_threads()]
-    _cpu.surface_values_gradient(wide, *inputs)
+    inputs = [tensor.contiguous() for tensor in maps]
+    arguments: list[Any] = [wide, *inputs, resolution, training, *gradients, feats_gradient, torch.get_num_threads()]
+    _cpu.surface_values_gradient(*arguments)
     return feats_gradient.to(feats.dtype)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    (wide,) = widened(tensor)
+    assert wide is not None
+    return wide
