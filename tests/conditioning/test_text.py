@@ -1,37 +1,15 @@
-import json
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.support.clip import tiny_clip
 from trellis.conditioning.text import ClipText
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny CLIP text tower with a tokenizer that knows single letters and "ch"."""
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-    path = tmp_path_factory.mktemp("clip")
-    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
-    words = [*letters, *(f"{letter}</w>" for letter in letters), "ch", "ch</w>", "<|startoftext|>", "<|endoftext|>"]
-    (path / "vocab.json").write_text(json.dumps({word: index for index, word in enumerate(words)}))
-    (path / "merges.txt").write_text("#version: 0.2\nc h\nc h</w>\n")
-    tokenizer = CLIPTokenizer(str(path / "vocab.json"), str(path / "merges.txt"))
-    tokenizer.save_pretrained(path)
-    torch.manual_seed(0)
-    config = CLIPTextConfig(
-        vocab_size=len(words),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=77,
-        eos_token_id=len(words) - 1,
-        bos_token_id=len(words) - 2,
-    )
-    CLIPTextModel(config).save_pretrained(path)
-    return path
+    return tiny_clip(tmp_path_factory.mktemp("clip"))
 
 
 def test_sentences_become_77_tokens_each(folder: Path) -> None:

@@ -142,10 +142,9 @@ class Pipeline:
         grid = sample_structure(self.store, condition, structure, generators, max_voxels, run)
         slat = sample_latent(self.store, condition, latent, generators, grid, self.settings, run)
         decoded = decode(self.store, slat, wanted, run)
-        slat = as_normal(slat)
         return [
             Asset(
-                slat=slat.sample(index),
+                slat=as_normal(slat.sample(index)),
                 **{name: as_normal(decoded[name][index]) for name in wanted},
                 timings=dict(run.meter.stages),
                 meta={

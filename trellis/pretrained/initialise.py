@@ -29,7 +29,7 @@ SEED = 2412_01506  # the paper's arXiv number
 OCCUPANCY = 0.03
 NOTICE = "The bundled nano model is untrained: it shows every stage, but its shapes are random until it is trained."
 
-IMAGE_ENCODER = {
+IMAGE_ENCODER: dict[str, Any] = {
     "hidden_size": 96,
     "num_hidden_layers": 4,
     "num_attention_heads": 3,
@@ -40,7 +40,7 @@ IMAGE_ENCODER = {
 }
 _FLOW = {"in_channels": 8, "out_channels": 8, "cond_channels": 96, "num_heads": 4, "mlp_ratio": 4, "pe_mode": "ape"}
 _FLOW |= {"qk_rms_norm": True, "use_fp16": True}
-_TRUNK = {
+_TRUNK: dict[str, Any] = {
     "resolution": 32,
     "model_channels": 128,
     "latent_channels": 8,
@@ -177,9 +177,10 @@ def _calibrate(flow: Model, decoder: Model, generator: torch.Generator) -> None:
         noise = torch.randn(4, 8, 8, 8, 8, generator=generator)
         *_, last = euler(velocity, noise, params.steps, params.rescale_t)
         logits: Tensor = decoder(last.x)
-    bias = decoder.get_parameter("out_layer.2.bias")
     with torch.no_grad():
-        bias -= torch.quantile(logits.flatten()[:: max(1, logits.numel() // 2**20)], 1 - OCCUPANCY)
+        decoder.get_parameter("out_layer.2.bias").sub_(
+            torch.quantile(logits.flatten()[:: max(1, logits.numel() // 2**20)], 1 - OCCUPANCY)
+        )
 
 
 if __name__ == "__main__":

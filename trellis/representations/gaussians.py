@@ -129,10 +129,14 @@ class Gaussians:
         }
         return dataclasses.replace(self, **moved)
 
-    def save(self, path: str | Path) -> None:
-        """Write a file; its suffix says which (``.ply``, in the orientation that viewers expect)."""
+    def save_ply(self, path: str | Path) -> None:
+        """Write a ``.ply`` in the orientation that viewers expect: the official name of `save`."""
         from trellis.representations.gaussian_ply import save_ply
 
+        save_ply(self, path)
+
+    def save(self, path: str | Path) -> None:
+        """Write a file; its suffix says which (``.ply``, in the orientation that viewers expect)."""
         if Path(path).suffix.lower() != ".ply":
             raise ValueError(f"path must end in .ply; got {path}")
-        save_ply(self, path)
+        self.save_ply(path)
