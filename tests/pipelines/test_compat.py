@@ -45,5 +45,5 @@ def test_what_cannot_be_done_says_so(official: TrellisImageTo3DPipeline) -> None
         postprocessing_utils.to_glb(None, None)
     with pytest.raises(ValueError, match="formats must be among gaussian, radiance_field, mesh; got 'voxel'"):
         official.run(picture(), formats=["voxel"])
-    with pytest.raises(ValueError, match="sampler parameters must be among steps, .*; got 'speed'"):
+    with pytest.raises(ValueError, match=r"sampler parameters must be among steps, .*; got 'speed'"):
         official.run(picture(), slat_sampler_params={"speed": 1})

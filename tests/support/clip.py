@@ -12,6 +12,7 @@ def tiny_clip(path: Path) -> Path:
     """Write a tiny CLIP text tower with a tokenizer that knows single letters and "ch"; its width is 32."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+    path.mkdir(exist_ok=True)
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
     words = [*letters, *(f"{letter}</w>" for letter in letters), "ch", "ch</w>", "<|startoftext|>", "<|endoftext|>"]
     (path / "vocab.json").write_text(json.dumps({word: index for index, word in enumerate(words)}))
