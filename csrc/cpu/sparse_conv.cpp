@@ -165,9 +165,9 @@ void run(ConvTask<T> task, int64_t voxels, int threads) {
   threads = std::max(threads, 1);
   const int64_t panels = divided_up(task.out_width, kernel.panel);
   const int64_t column_blocks = divided_up(task.out_width, kColumnBlock);
-  // Four tasks or more for each thread if they are worth packing the weights for, and a multiple of the threads.
-  const int64_t most = task.in.width * task.out_width <= 128 * 128 ? kSmallBlock : kVoxelBlock;
-  int64_t blocks = std::max(divided_up(voxels, most), std::min(divided_up(voxels, kSmallBlock), int64_t{4} * threads));
+  // A multiple of the threads, all about equal. More, smaller tasks would pack the weights more often.
+  const int64_t most = task.in.width * task.out_width <= 64 * 64 ? kSmallBlock : kVoxelBlock;
+  int64_t blocks = divided_up(voxels, most);
   while (blocks * column_blocks % threads != 0 && blocks < voxels) ++blocks;
   const int64_t capacity = divided_up(voxels, blocks);
   const PairMemory pairs(task.single_terms ? threads : 0, task.taps, capacity);
