@@ -51,5 +51,5 @@ def window_partition(coords: Tensor, window_size: int, shift: int) -> tuple[Tens
 
 
 def _launch(kernel: Callable[..., None], *tensors: Tensor) -> None:
-    # Outputs come last; they are contiguous and of the dtype of the arithmetic already, so they pass through as they are.
+    # Outputs come last; they are contiguous and of the dtype of the arithmetic already, so they pass unchanged.
     kernel(*widened(*tensors), torch.get_num_threads())
