@@ -157,8 +157,9 @@ def test_of_an_animation_the_first_frame_is_used_and_logged(format_name: str, ca
 
 def test_arrays_and_tensors() -> None:
     values = np.array(noise())
-    for source in (values, values / 255, values.astype(np.uint16) * 257, torch.from_numpy(values).permute(2, 0, 1)):
+    for source in (values, values / 255, values.astype(np.uint16) * 257, torch.from_numpy(values)):
         np.testing.assert_array_equal(np.asarray(load_image(source)), values)
+    np.testing.assert_array_equal(np.asarray(load_image(torch.from_numpy(values).permute(2, 0, 1))), values)
     assert load_image(values[..., 0]).mode == "RGB"
     assert load_image(values[..., :2]).mode == "RGBA"
     assert load_image(torch.rand(4, 5, 6, dtype=torch.bfloat16)).size == (6, 5)

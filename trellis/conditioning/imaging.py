@@ -38,7 +38,8 @@ def load_image(source: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
     Args:
         source: path, bytes, PIL image, array ``[H, W]`` or ``[H, W, 1|2|3|4]``, or tensor ``[H, W]`` or
-            ``[1|2|3|4, H, W]`` (2 and 4: the last is alpha); uint8, uint16, bool, or float in [0, 1]. A file may be
+            ``[1|2|3|4, H, W]`` (2 and 4: the last is alpha), if uint8 also ``[H, W, 3|4]``;
+            uint8, uint16, bool, or float in [0, 1]. A file may be
             PNG, JPEG, WebP, BMP, TIFF or GIF; of several frames or pages the first is read.
         max_pixels: larger images are refused; a file before it is decoded, going by its header.
 
@@ -52,7 +53,9 @@ def load_image(source: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
     if isinstance(source, Tensor):
         array = source.detach().cpu()
         array = array.float() if array.dtype in (torch.bfloat16, torch.float16) else array
-        array = array.permute(1, 2, 0) if array.ndim == 3 else array
+        # A first axis of 1 to 4 is channels; a picture that is no higher than that has to be given that way.
+        last = array.dtype == torch.uint8 and array.ndim == 3 and array.shape[0] > 4 and array.shape[2] in (3, 4)
+        array = array.permute(1, 2, 0) if array.ndim == 3 and not last else array
         return _from_array(array.numpy(), f"image tensor {list(source.shape)}", max_pixels)
     if isinstance(source, np.ndarray):
         return _from_array(source, f"image array {list(source.shape)}", max_pixels)
