@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from trellis.atomic import atomic_path
 from trellis.checkpoints import CheckpointError, read_state_dict, with_suffix
-from trellis.conditioning.dinov2_keys import from_original, heads_of
+from trellis.conditioning.dinov2_keys import from_original, heads_of, to_original
 from trellis.conditioning.pretrained import open_weights, transformers_model
 
 # Names of facebookresearch/dinov2, which official pipelines give, and the same weights on the Hugging Face Hub.
@@ -183,22 +183,28 @@ class DinoV2(nn.Module):
 
     @classmethod
     def load(cls, args: Mapping[str, Any], stem: Path) -> DinoV2:
-        """Build with `args` and read ``<stem>.safetensors``, as `save` wrote it, strictly."""
+        """Build with `args` and read ``<stem>.safetensors``, as `save` wrote it, strictly.
+
+        Raises:
+            CheckpointError: an argument, key, shape or value does not fit; it is named.
+        """
         try:
             with torch.device("meta"):  # no memory is taken before the file is seen to fit
                 module = cls(**args)
         except (TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"DinoV2: {error}") from error
-        state = read_state_dict(with_suffix(stem, ".safetensors"), module.state_dict(), "cpu")
-        module.load_state_dict(state, strict=True, assign=True)
+        path = with_suffix(stem, ".safetensors")
+        state = read_state_dict(path, to_original(module.model.state_dict()), "cpu")
+        module.model.load_state_dict(from_original(state, str(path)), strict=True, assign=True)
         return module.requires_grad_(False)
 
     def save(self, stem: str | Path) -> None:
-        """Write ``<stem>.safetensors``; `args` go to ``pipeline.json``."""
+        """Write ``<stem>.safetensors`` with the keys of facebookresearch/dinov2; `args` go to ``pipeline.json``."""
         from safetensors.torch import save_file
 
+        state = to_original(self.model.state_dict())
         with atomic_path(with_suffix(Path(stem), ".safetensors")) as temporary:
-            save_file({key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}, temporary)
+            save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, temporary)
 
 
 def _arguments(config: Any) -> dict[str, Any]:
