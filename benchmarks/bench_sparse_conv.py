@@ -10,8 +10,8 @@ neighbors on a shared machine disturb runs that are minutes apart. Peers get wha
 - ``torch_pairs``: the same with the pairs of every tap listed before timing, and the weight in torch's best layout.
 - ``torch_dense``: conv3d over the whole grid, scattering and gathering not timed.
 - ``spconv``: its CPU wheel, its indices cached before timing; both sides with one thread, because with two its
-  results are wrong. Install it beside torch: ``pip install --no-deps --target DIR spconv cumm==0.7.11 pccm ccimport fire lark
-  portalocker``, then ``PYTHONPATH=DIR``.
+  results are wrong. Install it beside torch: ``pip install --no-deps --target DIR spconv cumm==0.7.11 pccm ccimport
+  fire lark portalocker``, then ``PYTHONPATH=DIR``.
 - ``torch_sgemm``: torch.mm of 2048^3, for the rate this machine has at this moment.
 """
 
