@@ -101,5 +101,5 @@ def test_every_command_has_help(command: list[str]) -> None:
 def test_doctor_lists_every_operator() -> None:
     result = trellis("doctor")
     assert result.exit_code == 0, result.output
-    for word in ("compiled", "submanifold_conv", "rasterize_gaussians", "reference", "bundled model"):
+    for word in ("compiled", "submanifold_conv", "rasterize_gaussians", "reference", "bundled model", "[background]"):
         assert word in result.output

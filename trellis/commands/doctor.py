@@ -7,6 +7,7 @@ import platform
 import shutil
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -19,22 +20,24 @@ def run() -> int:
     from trellis.pipelines.store import BUNDLED
 
     console = Console()
-    facts = Table(show_header=False, box=None, pad_edge=False)
-    facts.add_row("trellis", trellis.__version__)
-    facts.add_row("python", f"{platform.python_version()} on {platform.platform()}")
-    facts.add_row("torch", f"{torch.__version__}, {torch.get_num_threads()} threads")
     native, healthy = _native()
-    facts.add_row("CPU kernels", native)
-    facts.add_row("CUDA kernels", "compiled" if _has("trellis_kernels._cuda") else "not compiled: no CUDA source yet")
-    facts.add_row("nvcc", shutil.which("nvcc") or "not found")
-    facts.add_row("devices", ", ".join(_devices()))
-    facts.add_row(
-        "background removal", "rembg" if _has("rembg") else "OpenCV GrabCut (install the extra [background] for better)"
-    )
-    facts.add_row("video", _video())
-    facts.add_row("bundled model", str(BUNDLED) if (BUNDLED / "pipeline.json").is_file() else "missing")
-    facts.add_row("cached models", ", ".join(_cached()) or "none")
-    console.print(facts)
+    facts = {
+        "trellis": trellis.__version__,
+        "python": f"{platform.python_version()} on {platform.platform()}",
+        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
+        "CPU kernels": native,
+        "CUDA kernels": "compiled" if _has("trellis_kernels._cuda") else "not compiled: no CUDA source yet",
+        "nvcc": shutil.which("nvcc") or "not found",
+        "devices": ", ".join(_devices()),
+        "background removal": _background(),
+        "video": _video(),
+        "bundled model": str(BUNDLED) if (BUNDLED / "pipeline.json").is_file() else "missing",
+        "cached models": ", ".join(_cached()) or "none",
+    }
+    report = Table(show_header=False, box=None, pad_edge=False)
+    for name, fact in facts.items():
+        report.add_row(name, escape(fact))
+    console.print(report)
 
     table = Table("operator", "cpu", "cuda", "other devices", title="kernels", title_justify="left")
     for name, operator in sorted(trellis_kernels.OPERATORS.items()):
@@ -63,6 +66,12 @@ def _devices() -> list[str]:
         major, minor = torch.cuda.get_device_capability(index)
         found.append(f"cuda:{index} {torch.cuda.get_device_name(index)} (sm_{major}{minor})")
     return found
+
+
+def _background() -> str:
+    from trellis.conditioning.background import rembg_is_ready
+
+    return "rembg" if rembg_is_ready() else "OpenCV GrabCut (better: the extra [background] and its model)"
 
 
 def _video() -> str:
