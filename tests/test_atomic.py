@@ -39,6 +39,13 @@ def test_the_permissions_are_those_of_an_ordinary_file(tmp_path: Path) -> None:
     assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
 
 
+def test_so_are_those_of_a_file_written_for_the_owner_alone(tmp_path: Path) -> None:
+    (tmp_path / "ordinary").touch()
+    with atomic_path(tmp_path / "new") as temporary:
+        temporary.touch(0o600)
+    assert (tmp_path / "new").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
+
+
 def test_a_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError, match="must be a file; got the folder"), atomic_path(tmp_path):
         pass

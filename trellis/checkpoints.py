@@ -145,7 +145,6 @@ def save_model(model: Model, stem: str | Path) -> None:
     with atomic_path(with_suffix(stem, ".safetensors")) as weights, atomic_path(with_suffix(stem, ".json")) as text:
         save_file(state, weights)
         text.write_text(json.dumps(description, indent=4) + "\n")
-        weights.chmod(text.stat().st_mode)  # safetensors writes for the owner alone
 
 
 def official_name(model: Model) -> str:
