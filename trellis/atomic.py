@@ -25,8 +25,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     if path.is_dir():
         raise IsADirectoryError(f"path must be a file; got the folder {path}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not tempfile: its files are readable by the owner alone, and a rename would keep that. So are those of safetensors,
-    # so the permissions of an ordinary new file are looked up first and given at the end.
+    # Not tempfile: its files are readable by the owner alone, and a rename would keep that. So are those of
+    # safetensors: the permissions of an ordinary new file are looked up first and given at the end.
     temporary = path.with_name(f".{path.stem[:100]}.{secrets.token_hex(8)}{path.suffix}")
     temporary.touch()
     permissions = temporary.stat().st_mode
