@@ -100,7 +100,8 @@ def padded(order: Tensor, offsets: Tensor) -> Run:
 def timed(benchmark, run: Callable[[], object], flops: float, rounds: int) -> None:
     benchmark.extra_info["peak MiB"] = round(peak_rss(run), 1)
     benchmark.pedantic(run, rounds=rounds)
-    benchmark.extra_info["GFLOP/s"] = round(1e-9 * flops / benchmark.stats.stats.median, 1)
+    if benchmark.enabled:  # else nothing was timed
+        benchmark.extra_info["GFLOP/s"] = round(1e-9 * flops / benchmark.stats.stats.median, 1)
 
 
 def forward_and_backward(run: Run, x: Tensor, upstream: Tensor) -> Callable[[], Tensor]:

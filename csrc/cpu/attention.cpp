@@ -13,6 +13,7 @@
 #include "attention_kernel.h"
 #include "cpu_features.h"
 #include "parallel.h"
+#include "voxel_coords.h"
 
 namespace trellis::cpu {
 namespace {
@@ -39,6 +40,12 @@ void check_permutation(TensorView<const int32_t, 1> order) {
       throw std::invalid_argument("order must hold each row number from 0 to " + std::to_string(rows - 1) + " once");
     seen[row] = true;
   }
+}
+
+// An output above the allocator's limit is fresh memory at every call, with a page fault for every 4 KiB.
+template <class T, int Rank>
+void prefer_large_pages(TensorView<T, Rank> out) {
+  cpu::prefer_large_pages(out.data, out.numel() * static_cast<int64_t>(sizeof(T)));
 }
 
 struct Range {
@@ -214,6 +221,7 @@ void varlen_attention(TensorView<const T, 3> query, TensorView<const T, 3> key, 
   check_varlen(query, key, value, query_offsets, key_offsets);
   require(out.shape == query.shape, "out must have the shape of query");
   require(logsumexp.size(0) == query.size(0) && logsumexp.size(1) == query.size(1), "logsumexp must be [N, H]");
+  prefer_large_pages(out);
   run(Forward<T>{packed(query), packed(key), packed(value), packed(out), packed(logsumexp)}, query_offsets, key_offsets,
       query.size(1), query.size(2), threads);
 }
@@ -229,6 +237,7 @@ void varlen_attention_backward(TensorView<const T, 3> out_gradient, TensorView<c
               key_gradient.shape == key.shape && value_gradient.shape == key.shape,
           "gradients must have the shapes of what they are of");
   require(logsumexp.size(0) == query.size(0) && logsumexp.size(1) == query.size(1), "logsumexp must be [N, H]");
+  for (const auto gradient : {query_gradient, key_gradient, value_gradient}) prefer_large_pages(gradient);
   run(Backward<T>{packed(query), packed(key), packed(value), packed(out), packed(logsumexp), packed(out_gradient),
                   packed(query_gradient), packed(key_gradient), packed(value_gradient)},
       query_offsets, key_offsets, query.size(1), query.size(2), threads);
@@ -241,6 +250,7 @@ void windowed_attention(TensorView<const T, 4> qkv, TensorView<const int32_t, 1>
   check_windowed(qkv, order, offsets);
   require(rows_heads_width(qkv) == out.shape, "out must be [N, H, D]");
   require(logsumexp.size(0) == out.size(0) && logsumexp.size(1) == out.size(1), "logsumexp must be [N, H]");
+  prefer_large_pages(out);
   const int32_t* const rows = order.data;
   run(Forward<T>{packed(qkv, 0, rows), packed(qkv, 1, rows), packed(qkv, 2, rows), packed(out, rows),
                  packed(logsumexp, rows)},
@@ -256,6 +266,7 @@ void windowed_attention_backward(TensorView<const T, 3> out_gradient, TensorView
   require(rows_heads_width(qkv) == out.shape && out_gradient.shape == out.shape && qkv_gradient.shape == qkv.shape,
           "gradients must have the shapes of what they are of");
   require(logsumexp.size(0) == out.size(0) && logsumexp.size(1) == out.size(1), "logsumexp must be [N, H]");
+  prefer_large_pages(qkv_gradient);
   const int32_t* const rows = order.data;
   run(Backward<T>{packed(qkv, 0, rows), packed(qkv, 1, rows), packed(qkv, 2, rows), packed(out, rows),
                   packed(logsumexp, rows), packed(out_gradient, rows), packed(qkv_gradient, 0, rows),
