@@ -1,7 +1,11 @@
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined: before any room's triton.py is imported
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -22,6 +26,20 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         rows = [value for (item, _), value in MEASURED.items() if item == name]
         rms, largest = max(row[0] for row in rows), max(row[1] for row in rows)
         terminalreporter.line(f"{name:28}{len(rows):8}{rms:15.2e}{largest:12.2e}")
+    from tests.support import aot
+
+    if aot.MEASURED:
+        terminalreporter.section(
+            "GPU kernels compiled ahead of time (registers, bytes spilled, bytes of shared memory)"
+        )
+        terminalreporter.line(
+            f"{'kernel':34}{'arch':>5}{'warps':>6}{'regs':>5}{'spill':>6}{'shared':>8}  instruction, constants"
+        )
+    for row in sorted(aot.MEASURED, key=lambda r: (r.kernel, r.constants, r.arch)):
+        terminalreporter.line(
+            f"{row.kernel:34}{row.arch:5}{row.warps:6}{row.registers:5}{row.spilled:6}{row.shared:8}"
+            f"  {','.join(row.instructions) or '-'}  {row.constants}"
+        )
 
 
 @pytest.fixture(autouse=True)
@@ -46,3 +64,12 @@ def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
         pytest.skip(f"this CPU has no {request.param}")
     yield request.param
     _cpu.set_instruction_set(native)
+
+
+@pytest.fixture
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """One of tests/support/backends.py, in force during the test."""
+    from tests.support.backends import running_on
+
+    with running_on(request.param):
+        yield request.param

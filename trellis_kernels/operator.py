@@ -56,20 +56,39 @@ class Operator:
         )
 
 
-class _ReferenceMode(TorchDispatchMode):
+class _ChosenImplementation(TorchDispatchMode):
+    def __init__(self, choose: Callable[[Operator], Callable[..., Any]]) -> None:
+        super().__init__()
+        self._choose = choose
+
     def __torch_dispatch__(
         self, func: torch._ops.OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         operator = OPERATORS.get(func.name())
         if operator is None:
             return func(*args, **(kwargs or {}))
-        with self:  # a reference may itself call operators
-            return operator.reference(*args, **(kwargs or {}))
+        with self:  # an implementation may itself call operators
+            return self._choose(operator)(*args, **(kwargs or {}))
 
 
 def use_reference() -> AbstractContextManager[Any]:
     """A context in which every operator runs its reference: the first step in bisecting a numerical surprise."""
-    return _ReferenceMode()
+    return _ChosenImplementation(lambda operator: operator.reference)
+
+
+def use_kernels_of(device: str) -> AbstractContextManager[Any]:
+    """A context in which every operator runs its kernel for `device`, wherever its tensors are.
+
+    For tests: the GPU kernels run on host tensors under Triton's interpreter and the CUDA emulation. A real GPU kernel
+    refuses them.
+    """
+    return _ChosenImplementation(
+        lambda operator: (
+            _imported_at_first_call(operator.kernels[device], operator.name)
+            if device in operator.kernels
+            else _missing(operator.name, device)
+        )
+    )
 
 
 def _imported_at_first_call(module: str, name: str) -> Callable[..., Any]:

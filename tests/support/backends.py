@@ -1,0 +1,63 @@
+"""Where a room's tests run: CPU kernels, GPU kernels on host tensors, and the GPU itself.
+
+    @TRITON_BACKENDS
+    def test_something(backend: str) -> None: ...
+
+"interpreter" runs a Triton room's kernels in Triton's interpreter, "emulated" a CUDA room's in csrc/emulation, both on
+host tensors; "cuda" runs on the GPU, where new tensors are made, too. The fixture is in tests/conftest.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import Tensor
+
+from trellis_kernels import cuda_device
+from trellis_kernels.operator import use_kernels_of
+
+H100 = cuda_device.Properties("stand-in for an H100", (9, 0), 132, 232_448)
+_CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
+TRITON_BACKENDS = pytest.mark.parametrize("backend", ["cpu", "interpreter", _CUDA], indirect=True)
+CUDA_BACKENDS = pytest.mark.parametrize("backend", ["cpu", "emulated", _CUDA], indirect=True)
+
+
+@contextmanager
+def stand_in_device(properties: cuda_device.Properties = H100) -> Iterator[None]:
+    """GPU launches see host tensors as those of a GPU with these properties."""
+    with (
+        patch.object(cuda_device, "properties", lambda tensor: properties),
+        patch.object(cuda_device, "guard", lambda tensor: nullcontext()),
+        patch.object(cuda_device, "stream", lambda tensor: 0),
+    ):
+        yield
+
+
+@contextmanager
+def gpu_kernels_on_host(properties: cuda_device.Properties = H100) -> Iterator[None]:
+    """Every operator runs its GPU kernel, on host tensors."""
+    with stand_in_device(properties), use_kernels_of("cuda"):
+        yield
+
+
+@contextmanager
+def running_on(backend: str) -> Iterator[None]:
+    if backend == "cuda":
+        with torch.device("cuda"):
+            yield
+    elif backend == "cpu":
+        yield
+    else:
+        if backend == "interpreter" and torch.cuda.is_available():
+            pytest.skip("this process has Triton compiled for the GPU; the cuda cases run instead")
+        with gpu_kernels_on_host():
+            yield
+
+
+def to_backend(tensor: Tensor, backend: str) -> Tensor:
+    """For tensors that were not made by torch's own factories inside the test."""
+    return tensor.to("cuda" if backend == "cuda" else "cpu")

@@ -1,0 +1,58 @@
+"""What GPU launches ask of a device: its properties, and its current stream.
+
+Rooms call these through the module (``cuda_device.properties(...)``), so that tests can put an H100's properties
+in their place and run every GPU kernel on a machine that has no GPU.
+"""
+
+from __future__ import annotations
+
+import functools
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Properties(NamedTuple):
+    """What the choice of a kernel's configuration may depend on.
+
+    Args:
+        name: of the device, for messages.
+        capability: compute capability, e.g. ``(9, 0)``.
+        multiprocessors: how many there are.
+        shared_memory: bytes of shared memory one block may have.
+    """
+
+    name: str
+    capability: tuple[int, int]
+    multiprocessors: int
+    shared_memory: int
+
+
+def properties(tensor: Tensor) -> Properties:
+    """Properties of the GPU a tensor is on.
+
+    Raises:
+        ValueError: the tensor is not on a GPU.
+    """
+    if not tensor.is_cuda:
+        raise ValueError(f"a CUDA kernel needs tensors on a CUDA device; got one on {tensor.device}")
+    return _properties(tensor.get_device())
+
+
+def guard(tensor: Tensor) -> AbstractContextManager[Any]:
+    """A context in which the GPU of `tensor` is the current one: launches go to the current device."""
+    return torch.cuda.device(tensor.device)
+
+
+def stream(tensor: Tensor) -> int:
+    """Handle of the current stream on the GPU of `tensor`."""
+    return torch.cuda.current_stream(tensor.device).cuda_stream
+
+
+@functools.cache
+def _properties(index: int) -> Properties:
+    found = torch.cuda.get_device_properties(index)
+    shared = getattr(found, "shared_memory_per_block_optin", 49152)
+    return Properties(found.name, (found.major, found.minor), found.multi_processor_count, shared)
