@@ -7,6 +7,7 @@ in their place and run every GPU kernel on a machine that has no GPU.
 from __future__ import annotations
 
 import functools
+import importlib
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -49,6 +50,47 @@ def guard(tensor: Tensor) -> AbstractContextManager[Any]:
 def stream(tensor: Tensor) -> int:
     """Handle of the current stream on the GPU of `tensor`."""
     return torch.cuda.current_stream(tensor.device).cuda_stream
+
+
+def native(tensor: Tensor) -> Any:
+    """The module of compiled CUDA kernels, `_cuda`, once it is known to have code for the GPU of `tensor`.
+
+    Raises:
+        ImportError: it was not built.
+        RuntimeError: it was built for other GPUs.
+        ValueError: the tensor is not on a GPU.
+    """
+    return _native(properties(tensor))
+
+
+@functools.cache
+def _native(device: Properties) -> Any:
+    try:
+        module = importlib.import_module("trellis_kernels._cuda")
+    except ImportError as error:
+        raise ImportError(
+            "the CUDA kernels are not built (trellis_kernels._cuda); with nvcc in PATH or CUDA_HOME, run "
+            "`pip install -e .` in the project; `trellis doctor` shows what was found"
+        ) from error
+    require_code_for(device, module.architectures)
+    return module
+
+
+def require_code_for(device: Properties, architectures: tuple[int, ...]) -> None:
+    """Machine code runs on its own generation from its own revision on; the newest is there as PTX for later ones.
+
+    Raises:
+        RuntimeError: nothing in a binary of these architectures runs on the device.
+    """
+    major, minor = device.capability
+    capability = 10 * major + minor
+    if capability > max(architectures) or any(a // 10 == major and a <= capability for a in architectures):
+        return
+    built = ";".join(map(str, architectures))
+    raise RuntimeError(
+        f"trellis_kernels._cuda was built for {built} and has no code for {device.name} (capability {major}.{minor}); "
+        f"rebuild it with TRELLIS_CUDA_ARCHITECTURES={capability} pip install -e ."
+    )
 
 
 @functools.cache

@@ -1,6 +1,6 @@
 // How a torch.Tensor becomes a TensorView without linking to torch: the caster reads address, shape, dtype, layout and
-// device through Python attributes and refuses what does not fit (dtype, rank, contiguity, CPU), so the C++ signature
-// of a binding is also its run-time check.
+// device through Python attributes and refuses what does not fit (dtype, rank, contiguity, device), so the C++
+// signature of a binding is also its run-time check. The device is the CPU unless TRELLIS_TENSORS_ON_CUDA is defined.
 #pragma once
 #include <pybind11/gil_safe_call_once.h>
 #include <pybind11/pybind11.h>
@@ -38,10 +38,18 @@ struct DType<int64_t> {
 
 namespace pybind11::detail {
 
+#ifdef TRELLIS_TENSORS_ON_CUDA
+inline constexpr char kIsOnDevice[] = "is_cuda";
+inline constexpr auto kDeviceText = const_name("-d, contiguous, on a GPU]");
+#else
+inline constexpr char kIsOnDevice[] = "is_cpu";
+inline constexpr auto kDeviceText = const_name("-d, contiguous, on the CPU]");
+#endif
+
 // Attribute names and the torch dtype, looked up once. Holding them in a plain function-local static would take the
 // static's lock while importing torch under the GIL: two threads could wait for each other.
 struct TensorAttributes {
-  PyObject *dtype, *shape, *is_cpu, *is_contiguous, *data_ptr;
+  PyObject *dtype, *shape, *is_on_device, *is_contiguous, *data_ptr;
 };
 
 inline const TensorAttributes& tensor_attributes() {
@@ -49,7 +57,7 @@ inline const TensorAttributes& tensor_attributes() {
   return storage
       .call_once_and_store_result([] {
         const auto intern = [](const char* text) { return PyUnicode_InternFromString(text); };
-        return TensorAttributes{intern("dtype"), intern("shape"), intern("is_cpu"), intern("is_contiguous"),
+        return TensorAttributes{intern("dtype"), intern("shape"), intern(kIsOnDevice), intern("is_contiguous"),
                                 intern("data_ptr")};
       })
       .get_stored();
@@ -69,7 +77,7 @@ struct type_caster<trellis::TensorView<T, Rank>> {
   using View = trellis::TensorView<T, Rank>;
   using Scalar = std::remove_const_t<T>;
   PYBIND11_TYPE_CASTER(View, const_name("Tensor[") + const_name(trellis::DType<Scalar>::name) + const_name(", ") +
-                                 const_name<Rank>() + const_name("-d, contiguous, on the CPU]"));
+                                 const_name<Rank>() + kDeviceText);
 
   bool load(handle src, bool) {
     const TensorAttributes& name = tensor_attributes();
@@ -81,8 +89,8 @@ struct type_caster<trellis::TensorView<T, Rank>> {
       value.shape[dim] = PyLong_AsLongLong(PyTuple_GET_ITEM(shape.ptr(), dim));
       if (value.shape[dim] < 0) return cleared();
     }
-    const object is_cpu = get(src, name.is_cpu);
-    if (!is_cpu || is_cpu.ptr() != Py_True) return false;
+    const object is_on_device = get(src, name.is_on_device);
+    if (!is_on_device || is_on_device.ptr() != Py_True) return false;
     const object contiguous = call(src, name.is_contiguous);
     if (!contiguous || contiguous.ptr() != Py_True) return false;
     const object address = call(src, name.data_ptr);

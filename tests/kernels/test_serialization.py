@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.support.backends import CUDA_BACKENDS
 from tests.support.scenes import random_voxels, shuffled_within_samples, sphere_voxels
 from trellis_kernels import (
     hilbert_codes,
@@ -55,6 +56,20 @@ def test_codes_agree_with_reference(
     actual = codes(coords, transposed, bits)
     with use_reference():
         assert torch.equal(actual, codes(coords, transposed, bits))
+
+
+@CUDA_BACKENDS
+@CODES
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("bits", [1, 2, 3, 16])
+@pytest.mark.parametrize("count", [0, 1, 777])
+def test_gpu_kernels_agree_with_reference(backend: str, codes: Curve, transposed: bool, bits: int, count: int) -> None:
+    coords = random_coords(count, bits, batch=32768)
+    order = {morton_codes: morton_order, hilbert_codes: hilbert_order}[codes]
+    actual, permutation = codes(coords, transposed, bits), order(coords, transposed, bits)
+    with use_reference():
+        assert torch.equal(actual, codes(coords, transposed, bits))
+        assert torch.equal(permutation, order(coords, transposed, bits))
 
 
 @CODES

@@ -9,8 +9,15 @@ host tensors; "cuda" runs on the GPU, where new tensors are made, too. The fixtu
 
 from __future__ import annotations
 
+import fcntl
+import functools
+import importlib.util
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -20,10 +27,35 @@ from torch import Tensor
 from trellis_kernels import cuda_device
 from trellis_kernels.operator import use_kernels_of
 
+ROOT = Path(__file__).parents[2]
 H100 = cuda_device.Properties("stand-in for an H100", (9, 0), 132, 232_448)
 _CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
 TRITON_BACKENDS = pytest.mark.parametrize("backend", ["cpu", "interpreter", _CUDA], indirect=True)
 CUDA_BACKENDS = pytest.mark.parametrize("backend", ["cpu", "emulated", _CUDA], indirect=True)
+
+
+@functools.cache
+def emulated() -> Any:
+    """The CUDA kernels compiled for the host (csrc/emulation), built if a source has changed."""
+    folder = ROOT / "build" / "emulated"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:  # pytest's workers build it once
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        command = [sys.executable, "setup.py", "--quiet", "build_emulated"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"csrc/cuda does not compile for the host:\n{done.stderr[-4000:]}")
+    return load_emulated(folder)
+
+
+def load_emulated(folder: Path) -> Any:
+    (path,) = folder.glob("_cuda_emulated*.so")
+    spec = importlib.util.spec_from_file_location("_cuda_emulated", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @contextmanager
@@ -33,6 +65,7 @@ def stand_in_device(properties: cuda_device.Properties = H100) -> Iterator[None]
         patch.object(cuda_device, "properties", lambda tensor: properties),
         patch.object(cuda_device, "guard", lambda tensor: nullcontext()),
         patch.object(cuda_device, "stream", lambda tensor: 0),
+        patch.object(cuda_device, "native", lambda tensor: emulated()),
     ):
         yield
 

@@ -11,7 +11,7 @@ from trellis_kernels.shapes import expect
 
 __all__ = ["hilbert_codes", "hilbert_order", "morton_codes", "morton_order"]
 
-_KERNELS = {"cpu": "trellis_kernels.serialization.cpu"}
+_KERNELS = {"cpu": "trellis_kernels.serialization.cpu", "cuda": "trellis_kernels.serialization.cuda"}
 
 
 def morton_codes(coords: Tensor, transposed: bool = False, bits: int = 16) -> Tensor:

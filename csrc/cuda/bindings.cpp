@@ -1,0 +1,33 @@
+// What Python sees of the CUDA kernels: a list. Compiled once for the GPU (_cuda) and once for the host, where the same
+// kernels are emulated for tests (_cuda_emulated); TensorView checks that tensors are on the device it was compiled
+// for.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <vector>
+
+#ifdef TRELLIS_EMULATED
+#define TRELLIS_MODULE _cuda_emulated
+#else
+#define TRELLIS_MODULE _cuda
+#define TRELLIS_TENSORS_ON_CUDA
+#endif
+
+#include "serialization.h"
+#include "tensor_caster.h"
+
+namespace py = pybind11;
+
+PYBIND11_MODULE(TRELLIS_MODULE, m) {
+  // The GPU generations there is machine code for; the newest is there as PTX, too.
+  m.attr("architectures") = py::tuple(py::cast(std::vector<int>{TRELLIS_ARCHITECTURES}));
+
+  // gaussians
+
+  // mesh_extraction
+
+  // serialization
+  m.def("curve_codes", &trellis::cuda::curve_codes);
+
+  // voxel_hash
+}
