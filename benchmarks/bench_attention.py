@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as dense_attention
 
-from benchmarks.memory import peak_rss
+from benchmarks.device import device, measure
 from tests.support.scenes import sphere_voxels
 from trellis_kernels import use_reference, varlen_attention, window_partition, windowed_attention
 
@@ -68,7 +68,9 @@ def buckets(order: Tensor, offsets: Tensor) -> Run:
     lengths, starts, buckets = offsets.diff(), offsets[:-1], []
     for length in lengths.unique().tolist():
         first = starts[lengths == length]
-        buckets.append((len(first), length, order[(first[:, None] + torch.arange(length)).flatten()].long()))
+        buckets.append(
+            (len(first), length, order[(first[:, None] + torch.arange(length, device=order.device)).flatten()].long())
+        )
 
     def run(qkv: Tensor) -> Tensor:
         out = torch.empty_like(qkv[:, 0])
@@ -83,7 +85,7 @@ def buckets(order: Tensor, offsets: Tensor) -> Run:
 def padded(order: Tensor, offsets: Tensor) -> Run:
     """All windows as one batch, padded to the longest and masked."""
     lengths = offsets.diff()
-    column = torch.arange(int(lengths.max()))
+    column = torch.arange(int(lengths.max()), device=order.device)
     there = column < lengths[:, None]
     rows = order[torch.where(there, offsets[:-1, None] + column, 0)].long()
 
@@ -95,13 +97,6 @@ def padded(order: Tensor, offsets: Tensor) -> Run:
         return out
 
     return run
-
-
-def timed(benchmark, run: Callable[[], object], flops: float, rounds: int) -> None:
-    benchmark.extra_info["peak MiB"] = round(peak_rss(run), 1)
-    benchmark.pedantic(run, rounds=rounds)
-    if benchmark.enabled:  # else nothing was timed
-        benchmark.extra_info["GFLOP/s"] = round(1e-9 * flops / benchmark.stats.stats.median, 1)
 
 
 def forward_and_backward(run: Run, x: Tensor, upstream: Tensor) -> Callable[[], Tensor]:
@@ -119,19 +114,20 @@ def test_windows(
         pytest.skip("the reference is timed on the small problem only")
     if (backward or implementation is loop) and edge > 36 and not benchmark_is_full:
         pytest.skip("on the small problem only, unless --full")
-    coords = sphere_voxels(edge)
-    order, offsets = window_partition(coords, 8, 4)
-    qkv = torch.randn(len(coords), 3, 12, 64, requires_grad=backward)
+    with device():
+        coords = sphere_voxels(edge)
+        order, offsets = window_partition(coords, 8, 4)
+        qkv = torch.randn(len(coords), 3, 12, 64, requires_grad=backward)
     run, pairs = implementation(order, offsets), int(offsets.diff().long().square().sum())
     benchmark.group = f"windows {'forward and backward' if backward else 'forward'}, {len(coords)} voxels"
     with torch.no_grad():
         torch.testing.assert_close(run(qkv), trellis(order, offsets)(qkv), rtol=1e-4, atol=1e-4)
     if backward:
-        step = forward_and_backward(run, qkv, torch.randn(len(coords), 12, 64))
-        timed(benchmark, step, 7 * 2 * pairs * 12 * 64, rounds=2)
+        step = forward_and_backward(run, qkv, torch.randn(len(coords), 12, 64, device=device()))
+        measure(benchmark, step, rounds=2, warmup=1, gflop=7e-9 * 2 * pairs * 12 * 64)
     else:
         with torch.inference_mode():
-            timed(benchmark, lambda: run(qkv), 2 * 2 * pairs * 12 * 64, rounds=3)
+            measure(benchmark, lambda: run(qkv), rounds=3, warmup=1, gflop=2e-9 * 2 * pairs * 12 * 64)
 
 
 def sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -140,7 +136,7 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def one_sequence(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    query_offsets, key_offsets = (torch.tensor([0, len(x)], dtype=torch.int32) for x in (query, key))
+    query_offsets, key_offsets = (torch.tensor([0, len(x)], dtype=torch.int32, device=x.device) for x in (query, key))
     return varlen_attention(query, key, value, query_offsets, key_offsets)
 
 
@@ -150,19 +146,21 @@ def one_sequence(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 def test_one_sequence(
     benchmark, implementation: Callable[..., Tensor], queries: int, keys: int, heads: int, width: int, backward: bool
 ) -> None:
-    inputs = [torch.randn(n, heads, width, requires_grad=backward) for n in (queries, keys, keys)]
+    with device():
+        inputs = [torch.randn(n, heads, width, requires_grad=backward) for n in (queries, keys, keys)]
+        upstream = torch.randn(queries, heads, width)
     benchmark.group = (
         f"full {'forward and backward' if backward else 'forward'}, {queries} to {keys} tokens, {heads} x {width}"
     )
     few = [inputs[0].detach()[:64], *(x.detach() for x in inputs[1:])]
     torch.testing.assert_close(implementation(*few), sdpa(*few), rtol=1e-4, atol=1e-5)
-    products = 2 * queries * keys * heads * width
+    products = 2e-9 * queries * keys * heads * width
     if backward:
-        upstream = torch.randn(queries, heads, width)
-        timed(benchmark, lambda: torch.autograd.grad(implementation(*inputs), inputs, upstream), 7 * products, rounds=2)
+        step = lambda: torch.autograd.grad(implementation(*inputs), inputs, upstream)  # noqa: E731
+        measure(benchmark, step, rounds=2, warmup=1, gflop=7 * products)
     else:
         with torch.inference_mode():
-            timed(benchmark, lambda: implementation(*inputs), 2 * products, rounds=3)
+            measure(benchmark, lambda: implementation(*inputs), rounds=3, warmup=1, gflop=2 * products)
 
 
 def per_sequence(query: Tensor, key: Tensor, value: Tensor, lengths: list[int], keys: list[int]) -> Tensor:
@@ -174,8 +172,9 @@ def per_sequence(query: Tensor, key: Tensor, value: Tensor, lengths: list[int], 
 def test_ragged_batch(benchmark, implementation: str) -> None:
     generator = random.Random(0)
     lengths, keys = ([generator.randint(20, 900) for _ in range(16)] for _ in range(2))
-    query, key, value = (torch.randn(sum(n), 16, 64) for n in (lengths, keys, keys))
-    offsets = [torch.tensor([0, *n]).cumsum(0).int() for n in (lengths, keys)]
+    with device():
+        query, key, value = (torch.randn(sum(n), 16, 64) for n in (lengths, keys, keys))
+        offsets = [torch.tensor([0, *n]).cumsum(0).int() for n in (lengths, keys)]
     runs = {
         "trellis": lambda: varlen_attention(query, key, value, *offsets),
         "per_sequence": lambda: per_sequence(query, key, value, lengths, keys),
@@ -184,12 +183,13 @@ def test_ragged_batch(benchmark, implementation: str) -> None:
     benchmark.group = "ragged batch of 16 sequences of 20 to 900 tokens, 16 x 64"
     pairs = sum(n * m for n, m in zip(lengths, keys, strict=True))
     with torch.inference_mode():
-        timed(benchmark, runs[implementation], 2 * 2 * pairs * 16 * 64, rounds=5)
+        measure(benchmark, runs[implementation], rounds=5, warmup=1, gflop=4e-9 * pairs * 16 * 64)
 
 
 @pytest.mark.parametrize("implementation", ["trellis", "unique"])
 def test_partition(benchmark, implementation: str) -> None:
-    coords = sphere_voxels(86).contiguous()
+    with device():
+        coords = sphere_voxels(86).contiguous()
     benchmark.group = f"window_partition, {len(coords)} voxels"
 
     def unique() -> object:
@@ -197,4 +197,4 @@ def test_partition(benchmark, implementation: str) -> None:
             return window_partition(coords, 8, 4)
 
     runs = {"trellis": lambda: window_partition(coords, 8, 4), "unique": unique}
-    benchmark.pedantic(runs[implementation], rounds=20, warmup_rounds=1)
+    measure(benchmark, runs[implementation], rounds=20, warmup=1, gigabytes=1e-9 * len(coords) * (16 + 4))

@@ -12,8 +12,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from benchmarks.memory import peak_rss
-from tests.support.gaussians import decoded_scene
+from benchmarks.device import device, measure
+from tests.support.gaussians import Scene, decoded_scene
 from trellis_kernels import rasterize_gaussians, use_reference
 from trellis_kernels.gaussians import RasterizedGaussians
 
@@ -47,18 +47,13 @@ def reference(arguments: tuple[object, ...]) -> Run:
     ],
 )
 def test_forward(benchmark, count: int, resolution: int, views: int, implementation) -> None:
-    arguments = decoded_scene(count, views).arguments(resolution, resolution)
+    scene = Scene(*(tensor.to(device()) for tensor in decoded_scene(count, views)))
+    arguments = scene.arguments(resolution, resolution)
     run = implementation(arguments)
     benchmark.group = f"gaussians forward {len(arguments[0])} Gaussians, {views} x {resolution}^2"
     with torch.inference_mode():
-        if implementation is ours:
-            if resolution == 128:  # correct, before it is timed
-                expected, actual = reference(arguments)(), run()
-                different = ((expected.colors - actual.colors).abs() > 1e-4).sum()
-                assert different <= actual.colors.numel() // 1000
-            benchmark.extra_info["peak MiB"] = round(peak_rss(run), 1)
-            benchmark.pedantic(run, rounds=5, warmup_rounds=1)
-        else:
-            benchmark.pedantic(run, rounds=1)
-    seconds = benchmark.stats.stats.min
-    benchmark.extra_info["MGaussians/s"] = round(1e-6 * views * len(arguments[0]) / seconds, 2)
+        if implementation is ours and resolution == 128:  # correct, before it is timed
+            expected, actual = reference(arguments)(), run()
+            different = ((expected.colors - actual.colors).abs() > 1e-4).sum()
+            assert different <= actual.colors.numel() // 1000
+        measure(benchmark, run, rounds=5 if implementation is ours else 1, warmup=int(implementation is ours))

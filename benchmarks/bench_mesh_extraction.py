@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.dense_flexicubes import dense_extract
-from benchmarks.memory import peak_rss
+from benchmarks.device import device
+from benchmarks.device import measure as measure_row
 from tests.support.scenes import sphere_voxels
 from trellis_kernels import ExtractedMesh, extract_mesh, use_reference
 from trellis_kernels.mesh_extraction.tables import corner_offsets
@@ -33,7 +34,7 @@ def scene(voxels: int) -> tuple[Tensor, Tensor, int]:
     points = (coords[:, None] + corner_offsets()) / resolution - 0.5
     noise = torch.randn(len(coords), 8, generator=generator) * 0.1
     feats[:, :8] = points.norm(dim=2) - 0.4 + (1 + noise) / resolution
-    return coords.contiguous(), feats, resolution
+    return coords.contiguous().to(device()), feats.to(device()), resolution
 
 
 def ours(coords: Tensor, feats: Tensor, resolution: int, training: bool) -> ExtractedMesh:
@@ -62,11 +63,9 @@ EXTRACTIONS = [
 ]
 
 
-def measure(benchmark, group: str, run: Callable[[], object], rounds: int = 5) -> None:
+def measure(benchmark, group: str, run: Callable[[], object], gigabytes: float, rounds: int = 5) -> None:
     benchmark.group = group
-    run()
-    benchmark.extra_info["peak_MiB"] = round(peak_rss(run))
-    benchmark.pedantic(run, rounds=rounds, warmup_rounds=0)
+    measure_row(benchmark, run, rounds=rounds, warmup=1, gigabytes=gigabytes)
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
@@ -81,9 +80,8 @@ def test_extract(benchmark, implementation, voxels: int, training: bool) -> None
         if voxels == SMALL:
             assert_same(implementation(coords, feats, resolution, training), ours(coords, feats, resolution, training))
         run = partial(implementation, coords, feats, resolution, training)
-        measure(benchmark, group, run, 5 if implementation is ours or voxels == SMALL else 2)
-    benchmark.extra_info["input_MiB"] = feats.numel() * 4 >> 20
-    benchmark.extra_info["Mcubes/s"] = round(1e-6 * len(coords) / benchmark.stats.stats.median, 2)
+        gigabytes = 4e-9 * (feats.numel() + coords.numel())
+        measure(benchmark, group, run, gigabytes, 5 if implementation is ours or voxels == SMALL else 2)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +104,7 @@ def test_backward(benchmark, implementation, voxels: int) -> None:
         else:
             torch.autograd.grad(loss, feats, retain_graph=True)
 
-    measure(benchmark, f"mesh_extraction backward {resolution}^3, {len(coords)} cubes", run)
+    measure(benchmark, f"mesh_extraction backward {resolution}^3, {len(coords)} cubes", run, 8e-9 * feats.numel())
 
 
 def assert_same(actual, expected: ExtractedMesh) -> None:

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.memory import peak_rss
+from benchmarks.device import device
+from benchmarks.device import measure as measure_row
 from tests.support.scenes import shuffled_within_samples, sphere_voxels
 from trellis_kernels import (
     hilbert_codes,
@@ -67,26 +68,20 @@ def spread_bits(function: Callable[..., Tensor], coords: Tensor) -> Run:
 
 
 def measure(benchmark, function: Callable[..., Tensor], scene: str, run: Run, expected: Tensor) -> None:
-    results: list[Tensor] = []
     start = time.perf_counter()
-    peak = peak_rss(lambda: results.append(run()))
+    assert torch.equal(run(), expected)
     rounds = max(1, min(7, int(3 / (time.perf_counter() - start))))
-    assert torch.equal(results.pop(), expected)
     voxels = len(expected)
     benchmark.group = f"serialization {function.__name__}, {scene}, {voxels} voxels, {torch.get_num_threads()} threads"
     with torch.inference_mode():
-        benchmark.pedantic(run, rounds=rounds)
-    seconds = benchmark.stats.stats.min
-    benchmark.extra_info["MVoxels/s"] = round(1e-6 * voxels / seconds, 1)
-    benchmark.extra_info["GB/s"] = round(1e-9 * 24 * voxels / seconds, 2)  # a row of 16 bytes read, 8 written
-    benchmark.extra_info["peak MiB"] = round(peak, 1)
+        measure_row(benchmark, run, rounds=rounds, gigabytes=24e-9 * voxels)  # a row of 16 bytes read, 8 written
 
 
 @scenes
 @pytest.mark.parametrize("function", [morton_codes, hilbert_codes], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("implementation", [ours, reference, spread_bits], ids=lambda f: f.__name__)
 def test_codes(benchmark, implementation: Callable[..., Run], function: Callable[..., Tensor], scene: str) -> None:
-    coords = SCENES[scene]()
+    coords = SCENES[scene]().to(device())
     measure(benchmark, function, scene, implementation(function, coords), function(coords))
 
 
@@ -94,5 +89,5 @@ def test_codes(benchmark, implementation: Callable[..., Run], function: Callable
 @pytest.mark.parametrize("function", [morton_order, hilbert_order], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("implementation", [ours, reference, our_codes_argsort], ids=lambda f: f.__name__)
 def test_order(benchmark, implementation: Callable[..., Run], function: Callable[..., Tensor], scene: str) -> None:
-    coords = SCENES[scene]()
+    coords = SCENES[scene]().to(device())
     measure(benchmark, function, scene, implementation(function, coords), function(coords))

@@ -17,7 +17,6 @@ neighbors on a shared machine disturb runs that are minutes apart. Peers get wha
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -27,7 +26,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv3d
 
-from benchmarks.memory import peak_rss
+from benchmarks.device import ON_CPU, device, seconds
+from benchmarks.device import measure as measure_row
 from tests.support.scenes import sphere_voxels
 from tests.support.sparse_maps import children_of, neighbors_of
 from trellis_kernels import (
@@ -63,14 +63,16 @@ class Problem:
 
 @cache
 def surface(resolution: int) -> tuple[Tensor, Tensor]:
-    coords = sphere_voxels(resolution, thickness=0.6)
-    return coords, neighbors_of(coords)
+    with device():
+        coords = sphere_voxels(resolution, thickness=0.6)
+        return coords, neighbors_of(coords)
 
 
 def problem(resolution: int, ci: int, co: int) -> Problem:
     coords, neighbors = surface(resolution)
     torch.manual_seed(0)
-    return Problem(coords, neighbors, torch.randn(len(coords), ci), torch.randn(co, 27, ci), resolution)
+    with device():
+        return Problem(coords, neighbors, torch.randn(len(coords), ci), torch.randn(co, 27, ci), resolution)
 
 
 def trellis(p: Problem) -> Run:
@@ -117,7 +119,7 @@ def torch_pairs(p: Problem) -> Run:
 
 def torch_dense(p: Problem) -> Run:
     _, x, y, z = p.coords.long().T
-    grid = torch.zeros(1, p.feats.shape[1], *(p.resolution,) * 3)
+    grid = p.feats.new_zeros(1, p.feats.shape[1], *(p.resolution,) * 3)
     grid[0, :, x, y, z] = p.feats.T
     kernel = p.weight.unflatten(1, (3, 3, 3)).movedim(-1, 1).contiguous()
     return lambda: conv3d(grid, kernel, padding=1)[0][:, x, y, z].T
@@ -141,25 +143,24 @@ def in_turn(first: Run, second: Run, rounds: int) -> tuple[float, float]:
     best = [float("inf")] * 2
     for _ in range(rounds):
         for i, run in enumerate((first, second)):
-            start = time.perf_counter()
-            run()
-            best[i] = min(best[i], time.perf_counter() - start)
+            best[i] = min(best[i], seconds(run))
     return best[0], best[1]
 
 
-def measure(benchmark, group: str, run: Run, ours: Run | None, gflop: float, rounds: int = 5) -> None:
+def measure(
+    benchmark, group: str, run: Run, ours: Run | None, gflop: float = 0, gigabytes: float = 0, rounds: int = 5
+) -> None:
     benchmark.group = group
     with torch.inference_mode():
         actual = run()
         if ours is not None:
             expected = ours()
             assert float((actual - expected).norm() / expected.norm()) < 1e-5
+            del expected
             theirs, mine = in_turn(run, ours, rounds)
             benchmark.extra_info["times ours"] = round(theirs / mine, 2)
         del actual
-        benchmark.pedantic(run, rounds=rounds, warmup_rounds=1)
-        benchmark.extra_info["peak MiB"] = round(peak_rss(run), 1)
-    benchmark.extra_info["GFLOP/s"] = round(gflop / benchmark.stats.stats.min, 1)
+        measure_row(benchmark, run, rounds=rounds, warmup=1, gflop=gflop, gigabytes=gigabytes)
 
 
 @pytest.fixture
@@ -187,16 +188,17 @@ def test_forward(benchmark, implementation: Callable[[Problem], Run], resolution
 def test_rate_of_sgemm(benchmark, resolution: int, channels: int) -> None:
     """Same group as test_forward; its `our rate` is the fraction of sgemm's rate that submanifold_conv has."""
     p = problem(resolution, channels, channels)
-    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    with device():
+        a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
     benchmark.group = f"submanifold_conv {resolution}^3 {channels}->{channels}, {len(p.coords)} voxels"
     with torch.inference_mode():
         theirs, mine = in_turn(lambda: a @ b, trellis(p), 4)
-        benchmark.pedantic(lambda: a @ b, rounds=4)
-    gflop = 2e-9 * 2048**3
-    benchmark.extra_info["GFLOP/s"] = round(gflop / benchmark.stats.stats.min, 1)
+        gflop = 2e-9 * 2048**3
+        measure_row(benchmark, lambda: a @ b, rounds=4, gflop=gflop)
     benchmark.extra_info["our rate"] = round((p.gflop / mine) / (gflop / theirs), 2)
 
 
+@ON_CPU
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("implementation", [trellis, spconv], ids=lambda f: f.__name__)
 @pytest.mark.parametrize(("resolution", "channels"), [(r, c) for r in (32, 64) for c in (32, 64, 128)])
@@ -258,10 +260,11 @@ DECODER = [
 @pytest.mark.parametrize(("resolution", "twice", "ci", "co"), DECODER)
 def test_subdivided(benchmark, implementation: str, resolution: int, twice: bool, ci: int, co: int) -> None:
     coords = surface(resolution)[0]
-    coords = children_of(coords) if twice else coords
-    coarse, fine = neighbors_of(coords), neighbors_of(children_of(coords))
     torch.manual_seed(0)
-    feats, weight, out = torch.randn(len(coords), ci), torch.randn(co, 27, ci), torch.randn(8 * len(coords), co)
+    with device():
+        coords = children_of(coords) if twice else coords
+        coarse, fine = neighbors_of(coords), neighbors_of(children_of(coords))
+        feats, weight, out = torch.randn(len(coords), ci), torch.randn(co, 27, ci), torch.randn(8 * len(coords), co)
     ops = torch.ops.trellis_kernels
     runs: dict[str, Run] = {
         "trellis": lambda: subdivided_conv(feats, coarse, weight),
@@ -282,7 +285,8 @@ def test_resampling(benchmark, implementation: str, operation: str) -> None:
     coords = surface(64)[0]
     _, inverse = torch.unique(coords // 2, dim=0, return_inverse=True)
     inverse, count = inverse.int(), int(inverse.max()) + 1
-    fine, coarse = torch.randn(len(coords), 128), torch.randn(count, 128)
+    with device():
+        fine, coarse = torch.randn(len(coords), 128), torch.randn(count, 128)
     ours: Run = {
         "sparse_pool": lambda: sparse_pool(fine, inverse, count, "biased_mean"),
         "upsample": lambda: upsample(coarse, inverse),
@@ -294,6 +298,4 @@ def test_resampling(benchmark, implementation: str, operation: str) -> None:
 
     moved = 4e-9 * (fine.numel() * 2 if operation == "upsample" else fine.numel() + coarse.numel())
     chosen, peer = (ours, None) if implementation == "trellis" else (run, ours)
-    measure(benchmark, f"{operation} 64^3 to 32^3, 128 channels", chosen, peer, 0, rounds=5)
-    del benchmark.extra_info["GFLOP/s"]
-    benchmark.extra_info["GB/s"] = round(moved / benchmark.stats.stats.min, 1)
+    measure(benchmark, f"{operation} 64^3 to 32^3, 128 channels", chosen, peer, gigabytes=moved)

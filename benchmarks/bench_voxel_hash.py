@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import cache
 
 import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.memory import peak_rss
+from benchmarks.device import device
+from benchmarks.device import measure as measure_row
 from tests.support.scenes import shuffled_within_samples, sphere_voxels
 from trellis_kernels import (
     coarsen,
@@ -38,6 +40,11 @@ SETS = pytest.mark.parametrize("scene", ["128^3", "256^3", "256^3 shuffled", FUL
 Run = Callable[[], object]
 
 
+@cache
+def voxels_of(scene: str) -> Tensor:
+    return SCENES[scene]().to(device())
+
+
 def ours(function: Callable[..., object], *arguments: object) -> Run:
     return lambda: function(*arguments)
 
@@ -56,10 +63,10 @@ def dense_table(_: object, coords: Tensor) -> Run:
     def run() -> Tensor:
         _, x, y, z = coords.long().unbind(1)
         edge = int(coords[:, 1:].max()) + 3
-        table = torch.full((edge**3,), -1, dtype=torch.int32)
+        table = torch.full((edge**3,), -1, dtype=torch.int32, device=coords.device)
         center = ((x + 1) * edge + y + 1) * edge + z + 1
-        table[center] = torch.arange(len(coords), dtype=torch.int32)
-        step = torch.arange(-1, 2)
+        table[center] = torch.arange(len(coords), dtype=torch.int32, device=coords.device)
+        step = torch.arange(-1, 2, device=coords.device)
         steps = ((step[:, None, None] * edge + step[:, None]) * edge + step).flatten()
         return table[center[:, None] + steps]
 
@@ -70,7 +77,7 @@ def gathered_table(_: object, neighbors: Tensor) -> Run:
     """The plain-torch form of a subdivided map: a gather of parents, scaled."""
     with use_reference():
         origin = subdivided_neighbor_map(torch.arange(27, dtype=torch.int32).expand(27, 27))[:8].long()
-    taps, child = origin // 8, (origin % 8).int()
+    taps, child = (origin // 8).to(device()), (origin % 8).int().to(device())
 
     def run() -> Tensor:
         parents = neighbors[:, taps]
@@ -93,22 +100,16 @@ def torch_unique(_: object, coords: Tensor, factor: int = 1) -> Run:
 
 def measure(benchmark, problem: str, scene: str, run: Run, expected: object, moved: Callable[[object], int]) -> None:
     """One row: asserts the result, then times it. `moved`: bytes that must be read or written, from the result."""
-    results: list[object] = []
     start = time.perf_counter()
-    peak = peak_rss(lambda: results.append(run()))
+    result = run()
     rounds = max(1, min(7, int(3 / (time.perf_counter() - start))))  # slow ones need no repetition to be told apart
-    result = results.pop()
     for actual, wanted in zip(as_tuple(result), as_tuple(expected), strict=True):
         assert torch.equal(actual, wanted)
-    voxels, traffic = len(SCENES[scene]()), moved(result)
+    voxels, traffic = len(voxels_of(scene)), moved(result)
     del result, expected, actual, wanted
     benchmark.group = f"voxel_hash {problem}, {scene}, {voxels} voxels, {torch.get_num_threads()} threads"
     with torch.inference_mode():
-        benchmark.pedantic(run, rounds=rounds)
-    seconds = benchmark.stats.stats.min
-    benchmark.extra_info["MVoxels/s"] = round(1e-6 * voxels / seconds, 1)
-    benchmark.extra_info["GB/s"] = round(1e-9 * traffic / seconds, 2)
-    benchmark.extra_info["peak MiB"] = round(peak, 1)
+        measure_row(benchmark, run, rounds=rounds, gigabytes=1e-9 * traffic)
 
 
 def as_tuple(result: object) -> tuple:
@@ -122,7 +123,7 @@ def named(*implementations: Callable[..., Run]) -> pytest.MarkDecorator:
 @MAPS
 @named(ours, reference, dense_table)
 def test_neighbor_map(benchmark, implementation: Callable[..., Run], scene: str) -> None:
-    coords = SCENES[scene]()
+    coords = voxels_of(scene)
     if scene == "1024^3" and implementation is not ours:
         pytest.skip("needs tens of gigabytes")
     if scene == "256^3 shuffled" and implementation is reference:
@@ -134,7 +135,7 @@ def test_neighbor_map(benchmark, implementation: Callable[..., Run], scene: str)
 @pytest.mark.parametrize("scene", ["128^3", "256^3", FULL])
 @named(ours, reference, gathered_table)
 def test_subdivided_neighbor_map(benchmark, implementation: Callable[..., Run], scene: str) -> None:
-    fine = SCENES[scene]()
+    fine = voxels_of(scene)
     if scene == "1024^3" and implementation is not ours:
         pytest.skip("needs tens of gigabytes")
     neighbors = neighbor_map(fine.view(-1, 8, 4)[:, 0] // fine.new_tensor([1, 2, 2, 2]))
@@ -145,7 +146,7 @@ def test_subdivided_neighbor_map(benchmark, implementation: Callable[..., Run], 
 @SETS
 @named(ours, reference, torch_unique)
 def test_unique_coords(benchmark, implementation: Callable[..., Run], scene: str) -> None:
-    coords = SCENES[scene]()
+    coords = voxels_of(scene)
     run = implementation(unique_coords, coords)
     expected = unique_coords(coords)
     measure(benchmark, "unique", scene, run, expected, lambda out: 4 * (2 * coords.numel() + len(coords)))
@@ -154,7 +155,7 @@ def test_unique_coords(benchmark, implementation: Callable[..., Run], scene: str
 @SETS
 @named(ours, reference, torch_unique)
 def test_coarsen(benchmark, implementation: Callable[..., Run], scene: str) -> None:
-    coords = SCENES[scene]()
+    coords = voxels_of(scene)
     run = implementation(coarsen, coords, 2)
     expected = coarsen(coords, 2)
     measure(benchmark, "coarsen", scene, run, expected, lambda out: 4 * (coords.numel() * 9 // 8 + len(coords)))
@@ -163,7 +164,7 @@ def test_coarsen(benchmark, implementation: Callable[..., Run], scene: str) -> N
 @pytest.mark.parametrize("scene", ["256^3", FULL])
 @named(ours, reference)
 def test_subdivide_coords(benchmark, implementation: Callable[..., Run], scene: str) -> None:
-    fine = SCENES[scene]()
+    fine = voxels_of(scene)
     coords = fine.view(-1, 8, 4)[:, 0] // fine.new_tensor([1, 2, 2, 2])
     run = implementation(subdivide_coords, coords)
     measure(benchmark, "subdivide", scene, run, fine, lambda out: 4 * (out.numel() * 9 // 8))

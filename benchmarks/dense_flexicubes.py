@@ -13,10 +13,19 @@ from trellis_kernels.mesh_extraction.tables import corner_offsets, tables
 
 def dense_extract(coords: Tensor, feats: Tensor, resolution: int) -> tuple[Tensor, Tensor, Tensor]:
     """Vertices, faces and attributes."""
+    with coords.device:
+        return _extract(coords, feats, resolution)
+
+
+def _extract(coords: Tensor, feats: Tensor, resolution: int) -> tuple[Tensor, Tensor, Tensor]:
     side = resolution + 1
+
+    def key(cells: Tensor, side: int) -> Tensor:
+        return (cells.long() * torch.tensor([side * side, side, 1])).sum(-1)  # no integer matmul on a GPU
+
     # Sparse to dense: values of grid points averaged over the cubes that share them, weights of all cells.
-    corner_strides = corner_offsets() @ torch.tensor([side * side, side, 1])
-    corner_keys = (coords.long() @ torch.tensor([side * side, side, 1]))[:, None] + corner_strides
+    corner_strides = key(corner_offsets(), side)
+    corner_keys = key(coords, side)[:, None] + corner_strides
     deform, color = feats[:, 8:32].unflatten(1, (8, 3)), feats[:, 53:].unflatten(1, (8, 6))
     by_corner = torch.cat([feats[:, :8, None] - 1 / resolution, deform, color], 2)
     keys, inverse = corner_keys.flatten().unique(return_inverse=True)
@@ -26,15 +35,15 @@ def dense_extract(coords: Tensor, feats: Tensor, resolution: int) -> tuple[Tenso
     values[:, 0] = 1
     values[keys] = mean
     weights = torch.zeros(resolution**3, 21)
-    weights[coords.long() @ torch.tensor([resolution**2, resolution, 1])] = feats[:, 32:53]
+    weights[key(coords, resolution)] = feats[:, 32:53]
     axis = torch.arange(side)
     grid = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), 3).view(-1, 3)
     positions = grid / resolution - 0.5 + (1 - 1e-8) / (2 * resolution) * values[:, 1:4].tanh()
     sdf, colors = values[:, 0], values[:, 4:].sigmoid()
-    cells = (grid[(grid < resolution).all(1)] @ torch.tensor([side * side, side, 1]))[:, None] + corner_strides
+    cells = key(grid[(grid < resolution).all(1)], side)[:, None] + corner_strides
 
     # Crossed cells and their cases.
-    table = tables()
+    table = tables(coords.device)
     inside = (sdf < 0)[cells]
     crossed = inside.any(1) & ~inside.all(1)
     cells, inside, weights = cells[crossed], inside[crossed], weights[crossed]
