@@ -8,6 +8,16 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined: before any room's triton.py is imported
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--sanitized", action="store_true", help="emulate CUDA under AddressSanitizer and UBSan")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    from tests.support import backends
+
+    backends.SANITIZE[0] = config.getoption("--sanitized", default=False)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in items:

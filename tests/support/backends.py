@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import functools
 import importlib.util
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -34,15 +35,19 @@ TRITON_BACKENDS = pytest.mark.parametrize("backend", ["cpu", "interpreter", _CUD
 CUDA_BACKENDS = pytest.mark.parametrize("backend", ["cpu", "emulated", _CUDA], indirect=True)
 
 
+SANITIZE = [False]  # set by `pytest --sanitized`, see tests/conftest.py
+
+
 @functools.cache
 def emulated() -> Any:
     """The CUDA kernels compiled for the host (csrc/emulation), built if a source has changed."""
-    folder = ROOT / "build" / "emulated"
+    folder = ROOT / "build" / ("emulated_sanitized" if SANITIZE[0] else "emulated")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:  # pytest's workers build it once
         fcntl.flock(lock, fcntl.LOCK_EX)
-        command = [sys.executable, "setup.py", "--quiet", "build_emulated"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        command = [sys.executable, "setup.py", "--quiet", "build_emulated", *(["--sanitize"] if SANITIZE[0] else [])]
+        environment = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"csrc/cuda does not compile for the host:\n{done.stderr[-4000:]}")
     return load_emulated(folder)
