@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import subprocess
-import sysconfig
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,8 +67,8 @@ def find() -> Toolchain | None:
     nvcc = shutil.which("nvcc", path=f"{home}/bin" if home else None)
     if nvcc:
         return _toolchain(nvcc, [], [])
-    for key in ("purelib", "platlib"):
-        root = Path(sysconfig.get_path(key), "nvidia", "cu13")
+    for folder in sys.path:  # an isolated build has its requirements in a folder of its own there
+        root = Path(folder, "nvidia", "cu13")
         if (root / "bin/nvcc").is_file():
             return _toolchain(str(root / "bin/nvcc"), [root / "lib"], [root / "include", root / "include/cccl"])
     return None
