@@ -59,6 +59,19 @@ def test_every_room_has_its_reference_kernel_test_and_benchmark(room: str) -> No
     assert any(f'#include "{room}.h"' in path.read_text() for path in sources)
 
 
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_gpu_kernel_is_tested_on_machines_without_a_gpu(room: str) -> None:
+    """A CUDA room has its source, is emulated and mutated; a Triton room is interpreted and compiled ahead of time."""
+    tests = "".join(path.read_text() for path in (ROOT / "tests/kernels").glob("*.py"))
+    if (ROOT / f"trellis_kernels/{room}/cuda.py").is_file():
+        assert (ROOT / f"csrc/cuda/{room}.cu").is_file()
+        assert f'"csrc/cuda/{room}' in (ROOT / "tests/mutations.py").read_text()
+        assert "CUDA_BACKENDS" in (ROOT / f"tests/kernels/test_{room}.py").read_text()
+    if (ROOT / f"trellis_kernels/{room}/triton.py").is_file():
+        assert "TRITON_BACKENDS" in tests
+        assert f"tests.kernels.aot_{room}:" in tests
+
+
 def test_rooms_are_those_of_the_plan() -> None:
     assert {"attention", "gaussians", "mesh_extraction", "serialization", "sparse_conv", "voxel_hash"} <= set(ROOMS)
 
