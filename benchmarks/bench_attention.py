@@ -135,13 +135,13 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return dense_attention(*heads_first)[0].transpose(0, 1).contiguous()
 
 
-def one_sequence(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def ours_varlen(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     query_offsets, key_offsets = (torch.tensor([0, len(x)], dtype=torch.int32, device=x.device) for x in (query, key))
     return varlen_attention(query, key, value, query_offsets, key_offsets)
 
 
 @pytest.mark.parametrize("backward", [False, pytest.param(True, marks=FULL)], ids=["forward", "forward and backward"])
-@pytest.mark.parametrize("implementation", [one_sequence, sdpa], ids=["trellis", "sdpa"])
+@pytest.mark.parametrize("implementation", [ours_varlen, sdpa], ids=["trellis", "sdpa"])
 @pytest.mark.parametrize(("queries", "keys", "heads", "width"), DENSE)
 def test_one_sequence(
     benchmark, implementation: Callable[..., Tensor], queries: int, keys: int, heads: int, width: int, backward: bool

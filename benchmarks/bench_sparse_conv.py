@@ -195,6 +195,7 @@ def test_rate_of_sgemm(benchmark, resolution: int, channels: int) -> None:
         theirs, mine = in_turn(lambda: a @ b, trellis(p), 4)
         gflop = 2e-9 * 2048**3
         measure_row(benchmark, lambda: a @ b, rounds=4, gflop=gflop)
+    benchmark.extra_info |= {"implementation": "torch_sgemm", "rate": "sgemm"}
     benchmark.extra_info["our rate"] = round((p.gflop / mine) / (gflop / theirs), 2)
 
 
@@ -275,7 +276,8 @@ def test_subdivided(benchmark, implementation: str, resolution: int, twice: bool
     products = int((fine >= 0).sum()) if implementation == "plain_pair" else 27 * len(coords)
     ours = runs["trellis"] if implementation == "plain_pair" else None
     benchmark.extra_info["products per child"] = round(products / len(fine), 2)
-    group = f"subdivided_conv {ci}->{co}, {len(coords)} parents"
+    direction = f" {implementation.replace('_', ' ')}" if "gradient" in implementation else ""
+    group = f"subdivided_conv{direction} {ci}->{co}, {len(coords)} parents"
     measure(benchmark, group, runs[implementation], ours, 2e-9 * products * ci * co, rounds=3)
 
 

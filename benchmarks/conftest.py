@@ -1,8 +1,7 @@
-"""Which problems run, in which order, and where their results go.
+"""Which problems run, and in which order.
 
 The default problems take about a minute per room on a CPU; `--full` adds those marked `full`. Problems marked `gpu`
-need one. `priority(n)` orders them: 0 first, 5 without a mark. `--record FILE` keeps each row as soon as it is there
-(benchmarks/record.py), `--minutes` skips what does not fit.
+need one. `priority(n)` orders them: 0 first, 5 without a mark.
 """
 
 from collections.abc import Generator
@@ -11,18 +10,10 @@ import pytest
 import torch
 
 from benchmarks.device import TIMER
-from benchmarks.record import Recorder
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="also run the large problems (minutes, gigabytes)")
-    parser.addoption("--record", metavar="FILE", help="append each finished row to FILE, and leave out those in it")
-    parser.addoption("--minutes", type=float, metavar="N", help="start no row later than this")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("--record") or config.getoption("--minutes"):
-        config.pluginmanager.register(Recorder(config.getoption("--record"), config.getoption("--minutes")))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -48,5 +39,4 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
 
 
 def _priority(item: pytest.Item) -> int:
-    marks = [mark.args[0] for mark in item.iter_markers("priority")]
-    return min(marks, default=5)
+    return min((mark.args[0] for mark in item.iter_markers("priority")), default=5)

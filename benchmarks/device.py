@@ -69,7 +69,7 @@ def measure(
     warmup: int = 0,
     gflop: float = 0,
     gigabytes: float = 0,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | str = torch.float32,
 ) -> None:
     """Time one row of a benchmark, with its peak memory and its rates in ``extra_info``.
 
@@ -80,7 +80,7 @@ def measure(
         warmup: calls before the first round on a CPU.
         gflop: floating-point operations the problem requires, in 1e9; a peer that does more gets no credit for it.
         gigabytes: that must be read or written at least, in 1e9 bytes.
-        dtype: of the products, so that the report compares with the matmul rate of the same dtype.
+        dtype: of the products, or "tf32": the report compares with the matmul rate of the same dtype.
     """
     if not benchmark.enabled:  # each row once, to see that it works
         benchmark.pedantic(run)

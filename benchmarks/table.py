@@ -1,10 +1,10 @@
-"""The README's table, from a run of the benchmarks.
+"""The README's tables, from a report.
 
-    pytest benchmarks --benchmark-only --benchmark-json=bench.json
-    python -m benchmarks.table bench.json        # rewrites the part of README.md between the benchmark marks
+    python -m benchmarks.table benchmarks/results/nvidia-h100-80gb-hbm3.json
 
-One line per problem that has a peer: the least time of ours and of the fastest peer, with the peak memory each added.
-The plain-PyTorch reference counts as the peer only where there is no other.
+rewrites the part of README.md between the marks of the report's kind of device. One line per problem that has a peer:
+ours and the fastest peer, with the peak memory each added. The plain-PyTorch reference counts as the peer only where
+there is no other. On a CPU, which others disturb, a time is the least of the rounds; on a GPU it is the median.
 """
 
 from __future__ import annotations
@@ -12,64 +12,83 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-README = Path(__file__).parents[1] / "README.md"
-MARKS = ("<!-- benchmarks: begin -->", "<!-- benchmarks: end -->")
-OURS = re.compile(r"trellis|ours\b|ours-")
-DETAILS = re.compile(r"codes|order|128\^3|shuffled|one thread|window_partition")  # left to the full output
+from benchmarks.results import problems, validate
+from trellis.atomic import atomic_path
 
-NO_PEER = re.compile(r"gradient\]|sgemm")  # another direction of ours; a rate of the machine
+README = Path(__file__).parents[1] / "README.md"
+MARKS = {
+    "cpu": ("<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"),
+    "cuda": ("<!-- gpu benchmarks: begin -->", "<!-- gpu benchmarks: end -->"),
+}
+DETAILS = re.compile(r"codes|order|128\^3|shuffled|one thread|window_partition")  # left to the full output
+WHICH_TIME = {"cpu": ("min", "least time of a few rounds"), "cuda": ("median", "median of the rounds")}
 
 
 def main() -> None:
-    run = json.loads(Path(sys.argv[1]).read_text())
-    text = README.read_text()
-    before, rest = text.split(MARKS[0])
-    after = rest.split(MARKS[1])[1]
-    README.write_text(f"{before}{MARKS[0]}\n{table(run)}{MARKS[1]}{after}")
+    report = json.loads(Path(sys.argv[1]).read_text())
+    wrong = validate(report)
+    if wrong:
+        raise SystemExit("\n".join(wrong))
+    write_into(README, report)
 
 
-def table(run: dict[str, Any]) -> str:
-    """Markdown: problem, ours, best other, ratio."""
-    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in run["benchmarks"]:
-        groups[row["group"]].append(row)
-    lines = ["| problem | ours | the fastest other | ratio |", "|---|---|---|---|"]
-    for group, rows in groups.items():
-        ours = [row for row in rows if OURS.search(row["name"])]
-        others = [row for row in rows if row not in ours and not NO_PEER.search(row["name"])]
-        others = [row for row in others if "reference" not in row["name"]] or others
-        if ours and others and not DETAILS.search(group):
-            mine, best = ours[0], min(others, key=_seconds)
-            ratio = _seconds(best) / _seconds(mine)
-            lines.append(f"| {group} | {_cell(mine)} | {_label(best)}: {_cell(best)} | {ratio:.1f}x |")
-    cpu = run["machine_info"].get("cpu", {}).get("brand_raw", "unknown CPU")
-    date, cores = run["datetime"][:10], run["machine_info"].get("cpu", {}).get("count", "?")
-    return "\n".join(
-        [*lines, "", f"{cpu}, {cores} threads, {date}; least time of a few rounds, peak memory added.", ""]
-    )
+def write_into(readme: Path, report: dict[str, Any]) -> None:
+    """Replace the part of `readme` between the marks.
+
+    Raises:
+        ValueError: the marks are not there.
+    """
+    begin, end = MARKS[report["device"]["kind"]]
+    before, found, rest = readme.read_text().partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f"{readme} must contain {begin} and {end}")
+    with atomic_path(readme) as path:
+        path.write_text(f"{before}{begin}\n{table(report)}{end}{after}")
 
 
-def _seconds(row: dict[str, Any]) -> float:
-    return row["stats"]["min"]
+def table(report: dict[str, Any]) -> str:
+    """Markdown: problem, ours, best other, ratio, and on a GPU ours as a part of what the device can do."""
+    kind = report["device"]["kind"]
+    gpu, (time, which) = kind == "cuda", WHICH_TIME[kind]
+    more = (" of matmul | of copy |", "---|---|") if gpu else ("", "")
+    lines = [f"| problem | ours | the fastest other | ratio |{more[0]}", f"|---|---|---|---|{more[1]}"]
+    for problem, rows in problems(report).items():
+        ours = next((row for row in rows if row["role"] == "ours"), None)
+        others = [row for row in rows if row["role"] == "peer"] or [row for row in rows if row["role"] == "reference"]
+        if ours is None or (not others and not gpu) or DETAILS.search(problem):
+            continue
+        best = min(others, key=lambda row: row[time], default=None)
+        theirs = f"{best['implementation']}: {_cell(best, time)}" if best else "none"
+        ratio = f"{best[time] / ours[time]:.1f}x" if best else ""
+        parts = f" {_percent(ours['of matmul'])} | {_percent(ours['of copy'])} |" if gpu else ""
+        lines.append(f"| {problem} | {_cell(ours, time)} | {theirs} | {ratio} |{parts}")
+    return "\n".join([*lines, "", f"{_where(report)}; {which}, peak memory added.", ""])
 
 
-def _cell(row: dict[str, Any]) -> str:
-    peak = next((value for key, value in row["extra_info"].items() if key.startswith("peak")), None)
-    milliseconds = _seconds(row) * 1e3
-    time = f"{milliseconds:.0f} ms" if milliseconds >= 100 else f"{milliseconds:.3g} ms"
-    return time if peak is None else f"{time}, {peak:.0f} MiB"
+def _where(report: dict[str, Any]) -> str:
+    device, versions, date = report["device"], report["versions"], report["created"][:10]
+    commit = (report["commit"]["id"] or "unknown")[:10] + (" with changes" if report["commit"]["dirty"] else "")
+    rest = f"torch {versions['torch']}, commit {commit}, {date}"
+    if device["kind"] == "cpu":
+        return f"{device['name']}, {device['threads']} threads, {rest}"
+    rates = report["rates"]
+    reached = [f"copy {rates['copy'] / 1000:.2f} TB/s"] if rates["copy"] else []
+    reached += [f"matmul {name} {rate / 1000:.0f} TFLOP/s" for name, rate in rates["matmul"].items()]
+    return f"{device['name']}, driver {device['driver']}, {rest}; in the same run: {', '.join(reached) or 'no rates'}"
 
 
-def _label(row: dict[str, Any]) -> str:
-    inside = re.search(r"\[(.*)\]", row["name"])
-    words = (inside.group(1) if inside else row["name"]).split("-")
-    unsaid = ("forward", "input", "weight", "sparse_pool", "upsample")
-    known = [word for word in words if re.fullmatch(r"[a-z_]+", word) and word not in unsaid]
-    return known[0].replace("_", " ") if known else row["name"]
+def _cell(row: dict[str, Any], time: str) -> str:
+    milliseconds, peak = row[time] * 1e3, row["peak MiB"]
+    text = f"{milliseconds:.0f} ms" if milliseconds >= 100 else f"{milliseconds:.3g} ms"
+    return text if peak is None else f"{text}, {peak:.0f} MiB"
+
+
+def _percent(part: float | None) -> str:
+    return "" if part is None else f"{100 * part:.0f} %"
 
 
 if __name__ == "__main__":
