@@ -113,7 +113,10 @@ class DinoV2(nn.Module):
         patch = self.args["patch_size"]
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % patch or images.shape[3] % patch:
             raise ValueError(f"images must be [B, 3, H, W] with H and W multiples of {patch}; got {list(images.shape)}")
-        mean, std = (images.new_tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
+        mean, std = (
+            torch.tensor(values, dtype=images.dtype).view(1, 3, 1, 1).to(images.device, non_blocking=True)
+            for values in (MEAN, STD)
+        )
         hidden = self.model.embeddings(((images - mean) / std).to(self.dtype))
         for layer in self.model.encoder.layer:
             output = layer(hidden)
@@ -130,7 +133,7 @@ class DinoV2(nn.Module):
             for image in images
         ]
         pixels = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
-        tokens: Tensor = self(pixels.to(self.model.embeddings.cls_token.device))
+        tokens: Tensor = self(pixels.to(self.model.embeddings.cls_token.device, non_blocking=True))
         return tokens
 
     @classmethod

@@ -51,7 +51,7 @@ class ClipText(nn.Module):
         encoded = self.tokenizer(
             list(prompts), max_length=self.tokens, padding="max_length", truncation=True, return_tensors="pt"
         )
-        tokens: Tensor = self(encoded["input_ids"].to(next(self.model.parameters()).device))
+        tokens: Tensor = self(encoded["input_ids"].to(next(self.model.parameters()).device, non_blocking=True))
         return tokens
 
     @classmethod

@@ -107,6 +107,12 @@ class StructureDecoder(Model):
         return self.out_layer(hidden.to(z.dtype))
 
 
-def occupied_coords(logits: Tensor) -> Tensor:
-    """``[B, 1, R, R, R]`` logits -> ``[N, 4]`` int32 batch, x, y, z of the occupied voxels, lexicographic."""
-    return torch.nonzero(logits[:, 0] > 0).int()
+def occupied_coords(logits: Tensor, count: int | None = None) -> Tensor:
+    """``[B, 1, R, R, R]`` logits -> ``[N, 4]`` int32 batch, x, y, z of the occupied voxels, lexicographic.
+
+    Args:
+        logits: occupied above 0.
+        count: N where it is known; then the host need not wait for a GPU to count them.
+    """
+    occupied = logits[:, 0] > 0
+    return (torch.nonzero(occupied) if count is None else torch.nonzero_static(occupied, size=count)).int()

@@ -48,8 +48,8 @@ def curve_windows(
         shift: the first run of each sample is shorter by this many voxels.
     """
     code = {"morton": trellis_kernels.morton_order, "hilbert": trellis_kernels.hilbert_order}[curve]
-    displacement = torch.tensor([0, *(coord_shift,) * 3], dtype=torch.int32, device=grid.coords.device)
-    order = code(grid.coords + displacement, transposed)
+    shifted = torch.cat([grid.coords[:, :1], grid.coords[:, 1:] + coord_shift], dim=1)
+    order = code(shifted, transposed)
     starts, position = [], 0
     for length in grid.segments.lengths:
         starts.append(position)
@@ -57,7 +57,7 @@ def curve_windows(
         starts.extend(range(position + first, position + length, window_size))
         position += length
     offsets = torch.tensor([*sorted({s for s in starts if s < position}), position], dtype=torch.int32)
-    return Windows(order.int(), offsets.to(grid.coords.device))
+    return Windows(order.int(), offsets.to(grid.coords.device, non_blocking=True))
 
 
 def attention_layout(grid: VoxelGrid, mode: AttentionMode, window_size: int | None, block: int) -> Segments | Windows:

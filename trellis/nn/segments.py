@@ -26,21 +26,37 @@ class Segments:
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> Segments:
+        """From the lengths. Nothing here makes the host wait for a GPU."""
+        if len(set(lengths)) == 1:
+            return cls.uniform(len(lengths), lengths[0], device)
         with torch.inference_mode(False):  # segments outlive the inference that first needed them
-            offsets = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
-            counts = torch.tensor(lengths, dtype=torch.int64, device=device)
-            index = torch.arange(len(lengths), device=device).repeat_interleave(counts, output_size=sum(lengths))
+            offsets = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32).to(device, non_blocking=True)
+            sequences = torch.arange(len(lengths), device=device)
+            index = sequences.repeat_interleave(offsets.diff(), output_size=sum(lengths))
         return cls(tuple(lengths), offsets, index)
 
     @classmethod
     def uniform(cls, count: int, length: int, device: torch.device | str = "cpu") -> Segments:
-        """A dense batch: `count` sequences of one length."""
-        return cls.of((length,) * count, device)
+        """A dense batch: `count` sequences of one length. Made on the device, without a copy from the host."""
+        with torch.inference_mode(False):
+            offsets = torch.arange(count + 1, dtype=torch.int32, device=device) * length
+            index = torch.arange(count, device=device).repeat_interleave(length)
+        return cls((length,) * count, offsets, index)
 
     @classmethod
     def from_index(cls, index: Tensor, count: int) -> Segments:
-        """From the non-decreasing sequence number of each row; reads the lengths back to the host."""
-        return cls.of(torch.bincount(index.long(), minlength=count).tolist(), index.device)
+        """From the non-decreasing sequence number of each row, all below `count`.
+
+        With more than one sequence it reads the lengths back to the host, once.
+        """
+        if count == 1:
+            return cls.uniform(1, index.shape[0], index.device)
+        with torch.inference_mode(False):
+            # Copied first: what is derived from a tensor made in inference mode would be one, too.
+            index = index.clone().long()
+            boundaries = torch.arange(count + 1, device=index.device)
+            offsets = torch.searchsorted(index, boundaries, out_int32=True)
+        return cls(tuple(offsets.diff().tolist()), offsets, index)
 
     def __len__(self) -> int:
         return len(self.lengths)

@@ -52,7 +52,8 @@ class VoxelGrid:
 
     def to(self, device: torch.device | str) -> VoxelGrid:
         """The same voxels on another device; what was derived is not taken along."""
-        if self.coords.device == torch.device(device):
+        own, wanted = self.coords.device, torch.device(device)
+        if own.type == wanted.type and wanted.index in (None, own.index):
             return self
         return VoxelGrid(self.coords.to(device), self.segments.to(device), self.resolution)
 
@@ -132,9 +133,11 @@ class SparseTensor:
         return len(self.segments)
 
     def sample(self, index: int) -> SparseTensor:
-        """One sample of the batch, as a batch of one."""
+        """One sample of the batch, as a batch of one; on the same grid if there is no other."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"sample {index} of a batch of {len(self)}")
+        if len(self) == 1:
+            return self
         rows = self.segments.slice(index % len(self))
         coords = torch.cat([torch.zeros_like(self.coords[rows, :1]), self.coords[rows, 1:]], dim=1)
         segments = Segments.uniform(1, coords.shape[0], coords.device)

@@ -129,7 +129,9 @@ def sample_structure(
     with run.meter.stage("structure_flow", store.device), store.use("sparse_structure_flow_model") as flow:
         shape = (flow.config.in_channels, *(flow.config.resolution,) * 3)
         noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-        latent = run_sampler(condition.velocity(flow, params), noise.to(store.device), params, "structure_flow", run)
+        latent = run_sampler(
+            condition.velocity(flow, params), noise.to(store.device, non_blocking=True), params, "structure_flow", run
+        )
     with run.stage("structure_decoder", store.device), store.use("sparse_structure_decoder") as decoder:
         logits = torch.cat([decoder(sample[None]) for sample in latent])
     counts = (logits > 0).flatten(1).sum(dim=1).tolist()
@@ -142,7 +144,7 @@ def sample_structure(
                 f"{which} has {count} occupied voxels, more than max_voxels={max_voxels}; "
                 f"try another seed, or raise max_voxels if there is memory for it"
             )
-    coords = occupied_coords(logits)
+    coords = occupied_coords(logits, sum(counts))
     return VoxelGrid(coords, Segments.of(counts, coords.device), logits.shape[-1])
 
 
@@ -163,19 +165,21 @@ def sample_latent(
         else:
             draws = zip(lengths, generators, strict=True)
             noise = torch.cat([torch.randn(length, channels, generator=generator) for length, generator in draws])
-        start = SparseTensor(grid, noise.to(store.device))
+        start = SparseTensor(grid, noise.to(store.device, non_blocking=True))
         slat = run_sampler(condition.velocity(flow, params), start, params, "latent_flow", run)
-    mean, std = settings.mean.to(store.device), settings.std.to(store.device)
+    mean, std = (value.to(store.device, non_blocking=True) for value in (settings.mean, settings.std))
     return slat.with_feats(slat.feats * std + mean)
 
 
 def decode(store: ModelStore, slat: SparseTensor, formats: Sequence[str], run: Run) -> dict[str, list[Any]]:
     """Representation name -> one per object."""
     decoded: dict[str, list[Any]] = {}
-    for name in formats:
+    # The mesh comes last, as its maps are large; the others share their windows through the samples' grids.
+    samples = [slat.sample(index) for index in range(len(slat))]
+    for name in [name for name in DECODER_ROLES if name in formats]:
         with run.stage(f"{name}_decoder", store.device), store.use(DECODER_ROLES[name]) as decoder:
             # One object at a time: peak memory is that of the largest, not of the batch.
-            decoded[name] = [decoder(slat.sample(index))[0] for index in range(len(slat))]
+            decoded[name] = [decoder(sample)[0] for sample in samples]
     return decoded
 
 
