@@ -1,12 +1,10 @@
-from contextlib import AbstractContextManager, nullcontext
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention as dense_attention
 
+from tests.support.attention import by_sequence, by_window, either, offsets_of, packed
 from tests.support.golden import golden
 from tests.support.scenes import random_voxels, shuffled_within_samples
 from trellis_kernels import use_reference, varlen_attention, window_partition, windowed_attention
@@ -26,32 +24,6 @@ RAGGED = [
     pytest.param([63, 65, 130], [97, 31, 257], 64, id="around a block"),
     pytest.param([400], [520], 80, id="several tasks and blocks"),
 ]
-
-
-def either(reference: bool) -> AbstractContextManager[object]:
-    return use_reference() if reference else nullcontext()
-
-
-def offsets_of(lengths: list[int]) -> Tensor:
-    return torch.tensor([0, *lengths]).cumsum(0).int()
-
-
-def packed(rows: int, width: int, dtype: torch.dtype, heads: int = 2) -> Tensor:
-    return torch.randn(rows, heads, width).to(dtype).requires_grad_()
-
-
-def by_sequence(query: Tensor, key: Tensor, value: Tensor, queries: list[int], keys: list[int]) -> Tensor:
-    """The independent truth: torch's attention, in float64, one sequence after the other."""
-    sequences = zip(query.split(queries), key.split(keys), value.split(keys), strict=True)
-    out = [dense_attention(*(x.double().transpose(0, 1) for x in sequence)).transpose(0, 1) for sequence in sequences]
-    return torch.cat(out)
-
-
-def by_window(qkv: Tensor, order: Tensor, offsets: Tensor) -> Tensor:
-    out = torch.empty_like(qkv[:, 0], dtype=torch.float64)
-    for rows in order.long().split(offsets.diff().tolist()):
-        out[rows] = by_sequence(*qkv[rows].unbind(1), [len(rows)], [len(rows)])
-    return out
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

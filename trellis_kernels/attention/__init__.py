@@ -18,7 +18,7 @@ from trellis_kernels.shapes import FLOATS, expect
 
 __all__ = ["varlen_attention", "window_partition", "windowed_attention"]
 
-_KERNELS = {"cpu": "trellis_kernels.attention.cpu"}
+_KERNELS = {"cpu": "trellis_kernels.attention.cpu", "cuda": "trellis_kernels.attention.triton"}
 
 
 def varlen_attention(query: Tensor, key: Tensor, value: Tensor, query_offsets: Tensor, key_offsets: Tensor) -> Tensor:
