@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.support import aot
 from tests.support.attention import by_sequence, by_window, offsets_of
 from tests.support.backends import TRITON_BACKENDS
 from trellis_kernels import use_reference, varlen_attention, window_partition, windowed_attention
@@ -115,3 +116,13 @@ def test_what_the_kernels_do_not_have_is_refused(backend: str) -> None:
         windowed_attention(torch.randn(4, 3, 1, 8, dtype=torch.float64), order, offsets)
     with pytest.raises(ValueError, match="head width D must be at most 128 on a GPU; got 129"):
         windowed_attention(torch.randn(4, 3, 1, 129), order, offsets)
+
+
+@pytest.mark.aot
+def test_compiled_for_each_architecture_on_its_tensor_cores() -> None:
+    found = aot.compile_launches("tests.kernels.aot_attention:launches")
+    aot.check_limits(found)
+    expected = {80: ("mma.sync",), 90: ("wgmma.mma_async",), 100: ("tcgen05.mma",)}
+    for row in found:
+        half = "float16" in row.constants  # of bfloat16 too; float32 products are exact, which those units are not
+        assert row.instructions == (expected[row.arch] if half else ()), row
