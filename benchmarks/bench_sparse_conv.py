@@ -8,6 +8,7 @@ neighbors on a shared machine disturb runs that are minutes apart. Peers get wha
 
 - ``torch_taps``: gather, matmul, index_add per tap, from the neighbor map, like ours.
 - ``torch_pairs``: the same with the pairs of every tap listed before timing, and the weight in torch's best layout.
+- ``cusparse``: one dense product with all taps' weights, then a sparse one (CuPy, GPU only).
 - ``torch_dense``: conv3d over the whole grid, scattering and gathering not timed.
 - ``spconv``: its CPU wheel, its indices cached before timing; both sides with one thread, because with two its
   results are wrong. Install it beside torch: ``pip install --no-deps --target DIR spconv cumm==0.7.11 pccm ccimport
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv3d
 
+from benchmarks import peers
 from benchmarks.device import ON_CPU, device, seconds
 from benchmarks.device import measure as measure_row
 from tests.support.scenes import sphere_voxels
@@ -125,12 +127,12 @@ def torch_dense(p: Problem) -> Run:
     return lambda: conv3d(grid, kernel, padding=1)[0][:, x, y, z].T
 
 
+def cusparse(p: Problem) -> Run:
+    return peers.cusparse(p.feats, p.neighbors, p.weight)
+
+
 def spconv(p: Problem) -> Run:
-    peer = pytest.importorskip("spconv.pytorch")
-    co, _, ci = p.weight.shape
-    layer = peer.SubMConv3d(ci, co, 3, bias=False, indice_key="bench")
-    layer.weight.data.copy_(p.weight.view(co, 3, 3, 3, ci))
-    grid = peer.SparseConvTensor(p.feats, p.coords, [p.resolution] * 3, 1)
+    layer, grid = peers.spconv_layer(p.coords, p.feats, p.weight, p.resolution)
     with torch.inference_mode():
         actual, expected = layer(grid).features, trellis(p)()
     if float((actual - expected).norm() / expected.norm()) > 1e-5:
@@ -175,7 +177,7 @@ SMALL = [(resolution, channels) for resolution in (32, 64) for channels in (32, 
 LARGE = [(32, 512), (32, 768), pytest.param(64, 512, marks=full), pytest.param(64, 768, marks=full)]
 
 
-@pytest.mark.parametrize("implementation", [trellis, torch_taps, torch_pairs], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("implementation", [trellis, torch_taps, torch_pairs, cusparse], ids=lambda f: f.__name__)
 @pytest.mark.parametrize(("resolution", "channels"), [*SMALL, *LARGE])
 def test_forward(benchmark, implementation: Callable[[Problem], Run], resolution: int, channels: int) -> None:
     p = problem(resolution, channels, channels)
