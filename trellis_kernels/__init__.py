@@ -3,6 +3,14 @@
 from trellis_kernels.attention import varlen_attention, window_partition, windowed_attention
 from trellis_kernels.gaussians import rasterize_gaussians, spherical_harmonics
 from trellis_kernels.mesh_extraction import ExtractedMesh, ExtractionTerms, extract_mesh
+from trellis_kernels.normalization import (
+    gated_residual,
+    head_rms_norm,
+    layer_norm,
+    modulated_layer_norm,
+    qk_rms_norm,
+    residual_layer_norm,
+)
 from trellis_kernels.operator import OPERATORS, use_reference
 from trellis_kernels.serialization import hilbert_codes, hilbert_order, morton_codes, morton_order
 from trellis_kernels.sparse_conv import (
@@ -28,13 +36,19 @@ __all__ = [
     "ExtractionTerms",
     "coarsen",
     "extract_mesh",
+    "gated_residual",
+    "head_rms_norm",
     "hilbert_codes",
     "hilbert_order",
+    "layer_norm",
+    "modulated_layer_norm",
     "morton_codes",
     "morton_order",
     "neighbor_map",
     "pointwise_conv",
+    "qk_rms_norm",
     "rasterize_gaussians",
+    "residual_layer_norm",
     "sparse_pool",
     "spherical_harmonics",
     "subdivide",

@@ -124,6 +124,50 @@ def surface_values_gradient(
     threads: int,
 ) -> None: ...
 
+# normalization
+def layer_norm(
+    x: Tensor,
+    update: Tensor,
+    gate: Tensor,
+    gain: Tensor,
+    shift: Tensor,
+    offsets: Tensor,
+    eps: float,
+    unit: float,
+    sum: Tensor,
+    out: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    threads: int,
+) -> None: ...
+def layer_norm_backward(
+    out_gradient: Tensor,
+    x: Tensor,
+    gain: Tensor,
+    offsets: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    unit: float,
+    x_gradient: Tensor,
+    gain_gradient: Tensor,
+    shift_gradient: Tensor,
+    threads: int,
+) -> None: ...
+def gated_residual(x: Tensor, update: Tensor, gate: Tensor, offsets: Tensor, out: Tensor, threads: int) -> None: ...
+def gated_residual_backward(
+    out_gradient: Tensor,
+    update: Tensor,
+    gate: Tensor,
+    offsets: Tensor,
+    update_gradient: Tensor,
+    gate_gradient: Tensor,
+    threads: int,
+) -> None: ...
+def head_rms_norm(x: Tensor, gamma: Tensor, out: Tensor, threads: int) -> None: ...
+def head_rms_norm_backward(
+    out_gradient: Tensor, x: Tensor, gamma: Tensor, x_gradient: Tensor, gamma_gradient: Tensor, threads: int
+) -> None: ...
+
 # serialization
 
 def curve_codes(coords: Tensor, hilbert: bool, transposed: bool, bits: int, codes: Tensor, threads: int) -> None: ...

@@ -9,6 +9,7 @@
 #include "cpu_features.h"
 #include "gaussians.h"
 #include "mesh_extraction.h"
+#include "normalization.h"
 #include "serialization.h"
 #include "sparse_conv.h"
 #include "tensor_caster.h"
@@ -113,6 +114,20 @@ PYBIND11_MODULE(_cpu, m) {
 
   // mesh_extraction
   bind_mesh_extraction(m);
+
+  // normalization
+  m.def("layer_norm", &trellis::cpu::layer_norm<float>, release_gil());
+  m.def("layer_norm", &trellis::cpu::layer_norm<double>, release_gil());
+  m.def("layer_norm_backward", &trellis::cpu::layer_norm_backward<float>, release_gil());
+  m.def("layer_norm_backward", &trellis::cpu::layer_norm_backward<double>, release_gil());
+  m.def("gated_residual", &trellis::cpu::gated_residual<float>, release_gil());
+  m.def("gated_residual", &trellis::cpu::gated_residual<double>, release_gil());
+  m.def("gated_residual_backward", &trellis::cpu::gated_residual_backward<float>, release_gil());
+  m.def("gated_residual_backward", &trellis::cpu::gated_residual_backward<double>, release_gil());
+  m.def("head_rms_norm", &trellis::cpu::head_rms_norm<float>, release_gil());
+  m.def("head_rms_norm", &trellis::cpu::head_rms_norm<double>, release_gil());
+  m.def("head_rms_norm_backward", &trellis::cpu::head_rms_norm_backward<float>, release_gil());
+  m.def("head_rms_norm_backward", &trellis::cpu::head_rms_norm_backward<double>, release_gil());
 
   // serialization
   m.def("curve_codes", &trellis::cpu::curve_codes, release_gil());

@@ -1,0 +1,4 @@
+#if defined(__x86_64__)
+#define TRELLIS_ISA rows_avx512
+#include "normalization_rows.inl.h"
+#endif
