@@ -88,11 +88,6 @@ CHAINS = {
     "gate": (gate, 3),
     "heads": (heads, 4),
 }
-    "modulated norm": (modulated_norm, 2),
-    "residual norm": (residual_norm, 4),
-    "gate": (gate, 3),
-    "heads": (heads, 4),
-}
 
 
 @pytest.mark.parametrize("way", ["ours", "torch", "torch.compile"])
