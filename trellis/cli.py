@@ -38,6 +38,9 @@ def generate(
     max_voxels: Annotated[int, typer.Option(help="More occupied voxels than this is an error.")] = 32_768,
     max_pixels: Annotated[int | None, typer.Option(help="Largest photo accepted, in pixels.")] = None,
     low_memory: Annotated[bool, typer.Option("--low-memory", help="Hold one model at a time.")] = False,
+    memory: Annotated[
+        str | None, typer.Option(help="How much of the GPU's memory to use, such as 8GB; models wait on the host.")
+    ] = None,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Log more, and show tracebacks.")] = False,
 ) -> None:
     """Make 3D assets from photos."""
@@ -60,6 +63,7 @@ def generate(
         max_voxels=max_voxels,
         max_pixels=max_pixels,
         low_memory=low_memory,
+        memory=memory,
         verbose=verbose,
     )
     raise typer.Exit(run(request))

@@ -14,11 +14,10 @@ from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
-from trellis.pipelines.base import MAX_VOXELS, Pipeline
+from trellis.pipelines.base import Pipeline
 from trellis.pipelines.image_to_3d import ImageTo3D
-from trellis.pipelines.settings import SamplerParams
+from trellis.pipelines.settings import MAX_VOXELS, SamplerParams
 from trellis.pipelines.stages import Condition, Run, ViewMode
 from trellis.pipelines.text_to_3d import TextTo3D
 
@@ -132,7 +131,7 @@ class TrellisImageTo3DPipeline(_Official):
     def _condition(self, images: list[Any], preprocess: bool) -> Condition:
         with torch.inference_mode():
             prepared = [self.preprocess_image(image) if preprocess else image for image in images]
-            tokens: Tensor = self.pipeline.conditioner.encode(prepared)
+            (tokens,) = self.pipeline.encode(prepared)
         return Condition(tokens, torch.zeros_like(tokens[:1]))
 
 
@@ -152,8 +151,8 @@ class TrellisTextTo3DPipeline(_Official):
     ) -> dict[str, list[Any]]:
         """`num_samples` assets from one sentence."""
         with torch.inference_mode():
-            encode = self.pipeline.conditioner.encode
-            condition = Condition(encode([prompt]), encode([""]))
+            tokens, negative = self.pipeline.encode([prompt], [""])
+            condition = Condition(tokens, negative)
         return self._run(condition, num_samples, seed, sparse_structure_sampler_params, slat_sampler_params, formats)
 
 

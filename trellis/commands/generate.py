@@ -53,6 +53,7 @@ class Request:
     max_voxels: int
     max_pixels: int | None
     low_memory: bool
+    memory: str | None
     verbose: bool
 
     @property
@@ -122,7 +123,11 @@ def _load(request: Request) -> Any:
     else:
         raise ValueError(f"--dtype must be auto, {', '.join(names)}; got {request.dtype!r}")
     logger.info("device %s, torso %s", device, dtype or "as stored")
-    return ImageTo3D.from_pretrained(request.model, device=device, dtype=dtype, low_memory=request.low_memory)
+    if request.memory is not None and torch.device(device).type == "cpu":
+        raise ValueError("--memory limits a GPU and this would run on the CPU; --low-memory saves host memory")
+    return ImageTo3D.from_pretrained(
+        request.model, device=device, dtype=dtype, low_memory=request.low_memory, memory=request.memory
+    )
 
 
 def _generate(pipe: Any, request: Request, photos: list[Path], wanted: tuple[str, ...], callback: Any) -> Any:

@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from trellis.checkpoints import HubOptions
 from trellis.pipelines.asset import Asset
+from trellis.pipelines.memory import parse_memory
 from trellis.pipelines.settings import DECODER_ROLES, PipelineSettings, SamplerParams
 from trellis.pipelines.stages import Condition, Run, as_normal, decode, sample_latent, sample_structure
 from trellis.pipelines.store import ModelStore, open_source
 
 Self = TypeVar("Self", bound="Pipeline")
-MAX_VOXELS = 32_768
+CONDITIONER = "conditioner"  # its role in the store
 
 
 class Pipeline:
@@ -35,7 +37,8 @@ class Pipeline:
     default_conditioner: str
 
     def __init__(self, settings: PipelineSettings, store: ModelStore, conditioner: Any, name: str) -> None:
-        self.settings, self.store, self.conditioner, self.name = settings, store, conditioner, name
+        self.settings, self.store, self.name = settings, store, name
+        store.adopt(CONDITIONER, conditioner)
 
     @classmethod
     def from_pretrained(
@@ -48,6 +51,7 @@ class Pipeline:
         local_files_only: bool = False,
         token: str | None = None,
         low_memory: bool = False,
+        memory: str | int | None = None,
     ) -> Self:
         """Load a pipeline in the official folder format.
 
@@ -59,22 +63,28 @@ class Pipeline:
             local_files_only: do not go to the network.
             token: for the Hub.
             low_memory: load each model when its stage begins and drop it when the stage ends.
+            memory: what may be used of a GPU: ``"16GB"``, ``"8GB"``, ``"6GB"`` or a number of bytes. Models that do not
+                fit beside the others wait in page-locked host memory and are copied to the GPU for their stage. The
+                CUDA context (some 0.5 GB) comes on top. None: all are on the device. Without effect on a CPU.
 
         Raises:
             CheckpointError: a file is missing or does not fit; it is named.
+            ValueError: the budget is too small for the largest stage; it is named with what it needs.
         """
         from trellis.conditioning import load_conditioner
 
-        hub = HubOptions(revision, local_files_only, token)
+        budget, hub = parse_memory(memory), HubOptions(revision, local_files_only, token)
         source, description = open_source(name, hub)
         settings = PipelineSettings.from_json(description, cls.official_name, cls.conditioner_key)
         target = torch.device(device)
-        store = ModelStore(settings.models, source, device=target, dtype=dtype, hub=hub, low_memory=low_memory)
+        store = ModelStore(
+            settings.models, source, device=target, dtype=dtype, hub=hub, low_memory=low_memory, memory=budget
+        )
         conditioner = load_conditioner(
             settings.conditioner if settings.conditioner is not None else cls.default_conditioner,
             root=source if isinstance(source, Path) else None,
             kind=cls.conditioner_kind,
-            device=target,
+            device=target if budget is None else "cpu",
             dtype=None,
             local_files_only=local_files_only,
             token=token,
@@ -84,6 +94,16 @@ class Pipeline:
     @property
     def device(self) -> torch.device:
         return self.store.device
+
+    @property
+    def conditioner(self) -> Any:
+        """What turns inputs into tokens; under a memory budget it may be on the host: see `encode`."""
+        return self.store.adopted(CONDITIONER)
+
+    def encode(self, *inputs: Any) -> list[Tensor]:
+        """The conditioning tokens of each of `inputs`, themselves lists of images or sentences."""
+        with self.store.use(CONDITIONER) as conditioner:
+            return [conditioner.encode(each) for each in inputs]
 
     @property
     def notice(self) -> str | None:
@@ -98,7 +118,6 @@ class Pipeline:
     def to(self: Self, device: torch.device | str) -> Self:
         """Move all models; returns the pipeline."""
         self.store.to(torch.device(device))
-        self.conditioner.to(device)
         return self
 
     def sampler(
@@ -131,6 +150,7 @@ class Pipeline:
         unknown = [name for name in wanted if name not in self.formats]
         if unknown:
             raise ValueError(f"formats must be among {', '.join(self.formats)}; got {unknown[0]!r}")
+        self.store.prepare(max_voxels, condition.batch)
         structure = self.sampler("structure", steps, guidance, structure)
         latent = self.sampler("latent", steps, guidance, latent)
         # Noise is drawn on the CPU, from generators of our own: the same seed starts the same on every device, and the

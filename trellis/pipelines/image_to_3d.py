@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from trellis.pipelines.asset import Asset
-from trellis.pipelines.base import MAX_VOXELS, Pipeline, seeds_of
-from trellis.pipelines.settings import SamplerParams
+from trellis.pipelines.base import Pipeline, seeds_of
+from trellis.pipelines.settings import MAX_VOXELS, SamplerParams
 from trellis.pipelines.stages import Callback, Condition, Run, ViewMode
 
 DEFAULT_SEED = 42
@@ -157,5 +157,5 @@ class ImageTo3D(Pipeline):
                 prepared.append(picture)
                 meta.append({"background": method})
         with run.stage("image_encoder", self.device):
-            tokens = self.conditioner.encode(prepared)
+            (tokens,) = self.encode(prepared)
         return Condition(tokens, torch.zeros_like(tokens[:1])), meta

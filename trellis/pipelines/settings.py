@@ -17,6 +17,7 @@ DECODER_ROLES = {
     "radiance_field": "slat_decoder_rf",
     "mesh": "slat_decoder_mesh",
 }
+MAX_VOXELS = 32_768  # more than this the official models were not trained on
 _SAMPLERS = {"FlowEulerSampler", "FlowEulerCfgSampler", "FlowEulerGuidanceIntervalSampler"}
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from trellis.pipelines.base import MAX_VOXELS, Pipeline, seeds_of
+from trellis.pipelines.base import Pipeline, seeds_of
 from trellis.pipelines.image_to_3d import DEFAULT_SEED
-from trellis.pipelines.settings import SamplerParams
+from trellis.pipelines.settings import MAX_VOXELS, SamplerParams
 from trellis.pipelines.stages import Callback, Condition, Run
 
 
@@ -66,7 +66,8 @@ class TextTo3D(Pipeline):
             for text, one_seed in zip(prompts, seeds, strict=True):
                 run = Run(callback)
                 with run.stage("text_encoder", self.device):
-                    condition = Condition(self.conditioner.encode([text]), self.conditioner.encode([""]))
+                    tokens, negative = self.encode([text], [""])
+                    condition = Condition(tokens, negative)
                 assets += self.generate(
                     condition,
                     seeds=[one_seed],
