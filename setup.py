@@ -32,8 +32,8 @@ INSTRUCTION_SETS = {
     "_avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"],
 }
 X86 = platform.machine().lower() in {"x86_64", "amd64"}
-EMULATED_FLAGS = ["-std=c++20", "-O1", "-g", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-ffp-contract=off",
-                  "-x", "c++", "-DTRELLIS_EMULATED", "-DTRELLIS_ARCHITECTURES=0"]  # fmt: skip
+EMULATED_FLAGS = ["-std=c++20", "-O1", "-g", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas",
+                  "-ffp-contract=off", "-x", "c++", "-DTRELLIS_EMULATED", "-DTRELLIS_ARCHITECTURES=0"]  # fmt: skip
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
 
 

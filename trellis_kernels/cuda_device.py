@@ -52,6 +52,12 @@ def stream(tensor: Tensor) -> int:
     return torch.cuda.current_stream(tensor.device).cuda_stream
 
 
+def aligned(tensor: Tensor) -> Tensor:
+    """Contiguous, from a multiple of 16 bytes on, as kernels read it in 16-byte words; a view may begin anywhere."""
+    tensor = tensor.contiguous()
+    return tensor.clone() if tensor.data_ptr() % 16 else tensor
+
+
 def native(tensor: Tensor) -> Any:
     """The module of compiled CUDA kernels, `_cuda`, once it is known to have code for the GPU of `tensor`.
 

@@ -15,6 +15,7 @@
 
 #include "serialization.h"
 #include "tensor_caster.h"
+#include "voxel_hash.h"
 
 namespace py = pybind11;
 
@@ -30,4 +31,10 @@ PYBIND11_MODULE(TRELLIS_MODULE, m) {
   m.def("curve_codes", &trellis::cuda::curve_codes);
 
   // voxel_hash
+  m.def("neighbor_map", &trellis::cuda::neighbor_map);
+  m.def("gather_runs", &trellis::cuda::gather_runs);
+  m.def("run_sizes", &trellis::cuda::run_sizes);
+  m.def("write_coarse", &trellis::cuda::write_coarse);
+  m.def("subdivide_coords", &trellis::cuda::subdivide_coords);
+  m.def("subdivided_neighbor_map", &trellis::cuda::subdivided_neighbor_map);
 }

@@ -1,13 +1,15 @@
 """Voxel maps: reference, brute force, the analytic map of subdivided voxels, golden values."""
 
+import re
 from collections.abc import Iterator
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.support.backends import CUDA_BACKENDS, running_on, to_backend
 from tests.support.golden import golden
 from tests.support.scenes import random_voxels, shuffled_within_samples, sphere_voxels
 from trellis_kernels import (
@@ -30,22 +32,25 @@ SETS = {
     "surface": sphere_voxels(24, batch=2),
 }
 voxel_sets = pytest.mark.parametrize("coords", SETS.values(), ids=SETS.keys())
+few_examples = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 small_sets = st.lists(st.tuples(st.integers(0, 1), *[st.integers(0, 6)] * 3), unique=True, max_size=60).map(
     lambda rows: torch.tensor(rows, dtype=torch.int32).reshape(-1, 4)
 )
 
 
-@pytest.fixture(params=["kernel", "reference"])
-def _either(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Runs a test on the kernels, then on the references."""
-    if request.param == "kernel":
-        yield
-    else:
-        with use_reference():
-            yield
+@pytest.fixture(params=["cpu", "emulated", pytest.param("cuda", marks=pytest.mark.gpu), "reference"])
+def anywhere(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs a test on the kernels of each device, then on the references."""
+    with use_reference() if request.param == "reference" else running_on(request.param):
+        yield request.param
 
 
-either = pytest.mark.usefixtures("_either")
+def details(text: str, where: str) -> str:
+    """What follows in a message; CUDA kernels know only what must be, and what a thread finds wrong."""
+    return r" \(CUDA kernel" if where == "emulated" else text
+
+
+values_are_named = pytest.mark.parametrize("anywhere", ["cpu", "emulated", "reference"], indirect=True)
 
 
 def by_dictionary(coords: Tensor, kernel_size: int) -> Tensor:
@@ -61,47 +66,52 @@ def by_dictionary(coords: Tensor, kernel_size: int) -> Tensor:
     ).reshape(-1, kernel_size**3)
 
 
+@CUDA_BACKENDS
 @voxel_sets
 @pytest.mark.parametrize("kernel_size", [1, 3, 5])
-def test_neighbor_map_agrees_with_reference(coords: Tensor, kernel_size: int) -> None:
+def test_neighbor_map_agrees_with_reference(backend: str, coords: Tensor, kernel_size: int) -> None:
+    coords = to_backend(coords, backend)
     actual = neighbor_map(coords, kernel_size)
     with use_reference():
         expected = neighbor_map(coords, kernel_size)
     assert torch.equal(actual, expected)
 
 
-@either
 @pytest.mark.parametrize("kernel_size", [3, 11])
-def test_neighbor_map_is_what_a_dictionary_finds(kernel_size: int) -> None:
+def test_neighbor_map_is_what_a_dictionary_finds(anywhere: str, kernel_size: int) -> None:
     coords = shuffled_within_samples(random_voxels(12, 0.05, batch=2))
     assert torch.equal(neighbor_map(coords, kernel_size), by_dictionary(coords, kernel_size))
 
 
-def test_voxels_at_the_ends_of_the_range_are_not_neighbors_across_it() -> None:
-    coords = SETS["ends of the range"]
+def test_voxels_at_the_ends_of_the_range_are_not_neighbors_across_it(anywhere: str) -> None:
+    coords = to_backend(SETS["ends of the range"], anywhere)
     assert torch.equal(neighbor_map(coords), by_dictionary(coords, 3))
 
 
+@CUDA_BACKENDS
 @given(coords=small_sets, kernel_size=st.sampled_from([1, 3, 5]))
-@settings(max_examples=20, deadline=None)
-def test_neighbor_relation_is_symmetric(coords: Tensor, kernel_size: int) -> None:
+@few_examples
+def test_neighbor_relation_is_symmetric(backend: str, coords: Tensor, kernel_size: int) -> None:
     neighbors, taps = neighbor_map(coords, kernel_size), kernel_size**3
     n, k = (neighbors >= 0).nonzero(as_tuple=True)
     assert torch.equal(neighbors[neighbors[n, k].long(), taps - 1 - k].long(), n)
     assert torch.equal(neighbors[:, taps // 2].long(), torch.arange(len(coords)))
 
 
+@CUDA_BACKENDS
 @given(coords=small_sets, seed=st.integers(0, 99))
-@settings(max_examples=20, deadline=None)
-def test_neighbor_map_follows_a_permutation_of_the_voxels(coords: Tensor, seed: int) -> None:
+@few_examples
+def test_neighbor_map_follows_a_permutation_of_the_voxels(backend: str, coords: Tensor, seed: int) -> None:
     order = torch.randperm(len(coords), generator=torch.Generator().manual_seed(seed))
     rank = torch.cat([order.argsort(), torch.tensor([-1])]).int()  # old row -> new row; -1 stays
     assert torch.equal(neighbor_map(coords[order]), rank[neighbor_map(coords).long()][order])
 
 
+@CUDA_BACKENDS
 @voxel_sets
-@pytest.mark.parametrize("factor", [1, 2, 3])
-def test_coarsen_agrees_with_reference(coords: Tensor, factor: int) -> None:
+@pytest.mark.parametrize("factor", [1, 2, 3, 65535, 2**40])
+def test_coarsen_agrees_with_reference(backend: str, coords: Tensor, factor: int) -> None:
+    coords = to_backend(coords, backend)
     coarse, inverse = coarsen(coords, factor)
     with use_reference():
         expected, expected_inverse = coarsen(coords, factor)
@@ -109,9 +119,11 @@ def test_coarsen_agrees_with_reference(coords: Tensor, factor: int) -> None:
     assert torch.equal(inverse, expected_inverse)
 
 
+@CUDA_BACKENDS
 @pytest.mark.parametrize("spread", [1, 40, 65535], ids="up to {}".format)
-def test_coarsen_of_many_repeated_voxels_agrees_with_reference(spread: int) -> None:
-    coords = torch.randint(0, spread + 1, (50_000, 4), dtype=torch.int32)
+def test_coarsen_of_many_repeated_voxels_agrees_with_reference(backend: str, spread: int) -> None:
+    count = 5_000 if backend == "emulated" else 50_000
+    coords = torch.randint(0, spread + 1, (count, 4), dtype=torch.int32)
     coarse, inverse = coarsen(coords, 2)
     with use_reference():
         expected, expected_inverse = coarsen(coords, 2)
@@ -119,10 +131,11 @@ def test_coarsen_of_many_repeated_voxels_agrees_with_reference(spread: int) -> N
     assert torch.equal(inverse, expected_inverse)
 
 
-@either
 @given(coords=small_sets, factor=st.integers(1, 4), repeat=st.integers(1, 3))
-@settings(max_examples=20, deadline=None)
-def test_coarse_voxels_are_a_sorted_set_that_covers_the_fine_ones(coords: Tensor, factor: int, repeat: int) -> None:
+@few_examples
+def test_coarse_voxels_are_a_sorted_set_that_covers_the_fine_ones(
+    anywhere: str, coords: Tensor, factor: int, repeat: int
+) -> None:
     coords = coords.repeat(repeat, 1)
     coarse, inverse = coarsen(coords, factor)
     rows = [(b, x // factor, y // factor, z // factor) for b, x, y, z in coords.tolist()]
@@ -130,9 +143,10 @@ def test_coarse_voxels_are_a_sorted_set_that_covers_the_fine_ones(coords: Tensor
     assert [tuple(row) for row in coarse[inverse.long()].tolist()] == rows
 
 
+@CUDA_BACKENDS
 @voxel_sets
-def test_subdivided_coords_and_their_map_agree_with_reference(coords: Tensor) -> None:
-    coords = coords // coords.new_tensor([1, 2, 2, 2])
+def test_subdivided_coords_and_their_map_agree_with_reference(backend: str, coords: Tensor) -> None:
+    coords = to_backend(coords, backend) // coords.new_tensor([1, 2, 2, 2]).to(coords)
     coords = unique_coords(coords)[0]
     neighbors = neighbor_map(coords)
     actual, actual_map = subdivide_coords(coords), subdivided_neighbor_map(neighbors)
@@ -141,22 +155,20 @@ def test_subdivided_coords_and_their_map_agree_with_reference(coords: Tensor) ->
         assert torch.equal(actual_map, subdivided_neighbor_map(neighbors))
 
 
-@either
 @given(coords=small_sets)
-@settings(max_examples=20, deadline=None)
-def test_subdivided_map_is_the_map_of_the_subdivided_voxels(coords: Tensor) -> None:
+@few_examples
+def test_subdivided_map_is_the_map_of_the_subdivided_voxels(anywhere: str, coords: Tensor) -> None:
     assert torch.equal(subdivided_neighbor_map(neighbor_map(coords)), neighbor_map(subdivide_coords(coords)))
 
 
-def test_coarsening_undoes_subdivision() -> None:
+def test_coarsening_undoes_subdivision(anywhere: str) -> None:
     coords = random_voxels(11, 0.3, batch=2)
     coarse, inverse = coarsen(subdivide_coords(coords))
     assert torch.equal(coarse, coords)
     assert torch.equal(inverse, torch.arange(len(coords), dtype=torch.int32).repeat_interleave(8))
 
 
-@either
-def test_golden_coordinates() -> None:
+def test_golden_coordinates(anywhere: str) -> None:
     item = golden("sparse_ops")
     coarse, inverse = coarsen(item["in.coords"])
     item.check("out.down_coords", coarse)
@@ -177,11 +189,18 @@ def test_results_do_not_depend_on_the_thread_count() -> None:
     assert all(torch.equal(one, three) for one, three in zip(*results, strict=True))
 
 
-def test_non_contiguous_coordinates_are_read_in_place() -> None:
+@CUDA_BACKENDS
+def test_views_of_other_tensors_are_read_in_place(backend: str) -> None:
     coords = random_voxels(6, 0.4)
     wide = torch.cat([coords, coords + 1], 1)[:, :4]
-    assert torch.equal(neighbor_map(wide), neighbor_map(coords))
-    assert torch.equal(subdivide_coords(wide), subdivide_coords(coords))
+    unaligned = torch.cat([coords.new_zeros(1), coords.flatten()])[1:].view(-1, 4)  # not from a 16-byte word on
+    for view in (wide, unaligned):
+        assert torch.equal(neighbor_map(view), neighbor_map(coords))
+        assert torch.equal(subdivide_coords(view), subdivide_coords(coords))
+        assert torch.equal(unique_coords(view)[0], coords)
+    neighbors = neighbor_map(coords)
+    part = torch.cat([neighbors[:1], neighbors])[1:]
+    assert torch.equal(subdivided_neighbor_map(part), subdivided_neighbor_map(neighbors))
 
 
 def test_are_ordinary_torch_operators() -> None:
@@ -203,53 +222,56 @@ def test_compile_without_graph_breaks() -> None:
         assert torch.equal(actual, expected)
 
 
-@either
+@values_are_named
 @pytest.mark.parametrize("value", [-1, 65536])
 @pytest.mark.parametrize("column", [0, 3])
-def test_coordinates_out_of_range_are_named(value: int, column: int) -> None:
-    coords = torch.ones(3000, 4, dtype=torch.int32)
+def test_coordinates_out_of_range_are_named(anywhere: str, value: int, column: int) -> None:
+    coords = random_voxels(16, 1.0)[:3000].clone()
     coords[1700, column] = coords[2500, 1] = value
-    row = coords[1700].tolist()
-    message = rf"coords must be in \[0, 65535\]; got \[{row[0]}, 1, 1, {row[3]}\] in row 1700$"
+    named = rf"; got {re.escape(str(coords[1700].tolist()))} in row 1700$"
+    message = r"coords must be in \[0, 65535\]" + details(named, anywhere)
     with pytest.raises(ValueError, match=message):
         neighbor_map(coords)
     with pytest.raises(ValueError, match=message):
         unique_coords(coords)
-    with pytest.raises(ValueError, match=r"coords must be in \[0, 32767\]; got .* in row 1700$"):
+    message = r"coords must be in \[0, 32767\]" + details(r"; got .* in row 1700$", anywhere)
+    with pytest.raises(ValueError, match=message):
         subdivide_coords(coords)
 
 
-@either
-def test_children_out_of_range_are_an_error() -> None:
+@values_are_named
+def test_children_out_of_range_are_an_error(anywhere: str) -> None:
     subdivide_coords(torch.tensor([[65535, 32767, 32767, 32767]], dtype=torch.int32))
-    with pytest.raises(ValueError, match=r"coords must be in \[0, 32767\]; got \[0, 1, 32768, 1\] in row 0$"):
+    message = r"coords must be in \[0, 32767\]" + details(r"; got \[0, 1, 32768, 1\] in row 0$", anywhere)
+    with pytest.raises(ValueError, match=message):
         subdivide_coords(torch.tensor([[0, 1, 32768, 1]], dtype=torch.int32))
 
 
-@either
+@values_are_named
 @pytest.mark.parametrize("order", [1, -1])
-def test_repeated_voxels_are_named(order: int) -> None:
+def test_repeated_voxels_are_named(anywhere: str, order: int) -> None:
     coords = random_voxels(12, 0.9)
     coords = coords.flip(0) if order < 0 else coords
     coords[700] = coords[900] = coords[40]
     coords[50] = coords[1200]
-    message = (
-        rf"coords must hold each voxel once; got \[{', '.join(map(str, coords[40].tolist()))}\] in rows 40 and 700$"
-    )
+    named = rf"; got \[{', '.join(map(str, coords[40].tolist()))}\] in rows 40 and 700$"
+    message = "coords must hold each voxel once" + details(named, anywhere)
     with pytest.raises(ValueError, match=message):
         neighbor_map(coords)
 
 
-@either
+@values_are_named
 @pytest.mark.parametrize("bad", [-2, 5])
-def test_rows_out_of_range_are_named(bad: int) -> None:
+def test_rows_out_of_range_are_named(anywhere: str, bad: int) -> None:
     neighbors = torch.full((5, 27), -1, dtype=torch.int32)
     neighbors[3, 2] = bad
-    with pytest.raises(ValueError, match=rf"neighbors must be in \[-1, 5\); got {bad}$"):
+    message = r"neighbors must be in \[-1, " + (r"N\) \(CUDA" if anywhere == "emulated" else rf"5\); got {bad}$")
+    with pytest.raises(ValueError, match=message):
         subdivided_neighbor_map(neighbors)
 
 
-def test_arguments_that_do_not_fit_are_named() -> None:
+@CUDA_BACKENDS
+def test_arguments_that_do_not_fit_are_named(backend: str) -> None:
     coords = torch.zeros(2, 4, dtype=torch.int32)
     with pytest.raises(ValueError, match="kernel_size must be odd and positive; got 2"):
         neighbor_map(coords, 2)

@@ -28,5 +28,5 @@ def _codes(coords: Tensor, hilbert: bool, transposed: bool, bits: int) -> Tensor
     codes = coords.new_empty(coords.shape[0], dtype=torch.int64)
     native = cuda_device.native(coords)
     with cuda_device.guard(coords):
-        native.curve_codes(coords.contiguous(), hilbert, transposed, bits, codes, cuda_device.stream(coords))
+        native.curve_codes(cuda_device.aligned(coords), hilbert, transposed, bits, codes, cuda_device.stream(coords))
     return codes

@@ -14,7 +14,7 @@ from trellis_kernels.voxel_hash import reference
 
 __all__ = ["coarsen", "neighbor_map", "subdivide_coords", "subdivided_neighbor_map", "unique_coords"]
 
-_KERNELS = {"cpu": "trellis_kernels.voxel_hash.cpu"}
+_KERNELS = {"cpu": "trellis_kernels.voxel_hash.cpu", "cuda": "trellis_kernels.voxel_hash.cuda"}
 
 
 def neighbor_map(coords: Tensor, kernel_size: int = 3) -> Tensor:

@@ -28,7 +28,7 @@ def neighbor_map(coords: Tensor, kernel_size: int) -> Tensor:
 
 def coarsen(coords: Tensor, factor: int) -> tuple[Tensor, Tensor]:
     _check_range(coords, LIMIT)
-    coarse = torch.cat([coords[:, :1], coords[:, 1:] // factor], 1)
+    coarse = torch.cat([coords[:, :1], coords[:, 1:] // min(factor, LIMIT + 1)], 1)
     unique, inverse = coarse.unique(dim=0, return_inverse=True) if len(coords) else (coarse, coarse[:, 0].clone())
     return unique, inverse.int()
 
