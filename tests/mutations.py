@@ -36,6 +36,7 @@ class Mutation:
     tests: str
 
 
+_VOXEL_HASH = "tests/kernels/test_voxel_hash.py -k emulated"
 _SERIALIZATION = "tests/kernels/test_serialization.py -k emulated"
 
 MUTATIONS = [
@@ -59,6 +60,62 @@ MUTATIONS = [
         "level = bits - 1; level > 0",
         "level = bits - 1; level > 1",
         _SERIALIZATION,
+    ),
+    Mutation(
+        "removed atomic: two threads may both set a bit of a group and lose one",
+        "csrc/cuda/voxel_hash.cu",
+        "const Word before = atomicOr(&table.slots[slot].occupied, cube.bit());",
+        "Word& there = table.slots[slot].occupied;\n  const Word before = there;\n  atomicExch(&there, before | cube.bit());",
+        _VOXEL_HASH,
+    ),
+    Mutation(
+        "removed atomic: two threads may both take an empty slot",
+        "csrc/cuda/voxel_hash.cuh",
+        "there = atomicCAS(slot, Word{0}, key);",
+        "atomicExch(slot, key);",
+        _VOXEL_HASH,
+    ),
+    Mutation(
+        "removed barrier: shares are read before they are known",
+        "csrc/cuda/voxel_hash.cuh",
+        "  __syncthreads();\n  const int start = starts[warp]",
+        "  const int start = starts[warp]",
+        _VOXEL_HASH,
+    ),
+    Mutation(
+        "removed barrier: neighbors are read before they are staged",
+        "csrc/cuda/voxel_hash_resample.cu",
+        "  __syncthreads();\n",
+        "",
+        _VOXEL_HASH,
+    ),
+    Mutation(
+        "off-by-one tile edge: the last voxel of a tile is not staged",
+        "csrc/cuda/voxel_hash_resample.cu",
+        "i < size * kTaps;",
+        "i < (size - 1) * kTaps;",
+        _VOXEL_HASH,
+    ),
+    Mutation(
+        "wrong stride: voxels of a tile are written one quad apart",
+        "csrc/cuda/voxel_hash_resample.cu",
+        "(first + voxel) * kQuads + quad",
+        "(first + voxel) * (kQuads - 1) + quad",
+        _VOXEL_HASH,
+    ),
+    Mutation(
+        "a probe does not go round the end of the table",
+        "csrc/cuda/voxel_hash.cu",
+        "at = at + 1 < table.capacity ? at + 1 : 0;",
+        "if (++at == table.capacity) return -1;",
+        _VOXEL_HASH,
+    ),
+    Mutation(
+        "the last entries of a map whose size is no multiple of four are left out",
+        "csrc/cuda/voxel_hash.cu",
+        "if (i < entries - first)",
+        "if (i + 1 < entries - first)",
+        _VOXEL_HASH,
     ),
 ]
 
