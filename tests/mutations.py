@@ -65,7 +65,7 @@ MUTATIONS = [
         "removed atomic: two threads may both set a bit of a group and lose one",
         "csrc/cuda/voxel_hash.cu",
         "const Word before = atomicOr(&table.slots[slot].occupied, cube.bit());",
-        "Word& bits = table.slots[slot].occupied;\n  const Word before = bits;\n  atomicExch(&bits, before | cube.bit());",
+        "auto& o = table.slots[slot].occupied;\n  const Word before = o;\n  atomicExch(&o, before | cube.bit());",
         _VOXEL_HASH,
     ),
     Mutation(
