@@ -15,13 +15,19 @@ SHAPES = [
 
 def launches() -> None:
     for dtype, width in SHAPES:
-        _attention(dtype, width)
+        attention(dtype, width)
 
 
-def _attention(dtype: torch.dtype, width: int) -> None:
+def attention(dtype: torch.dtype, width: int) -> None:
     rows, heads = 64, 2
     offsets, order = torch.tensor([0, rows], dtype=torch.int32), torch.arange(rows, dtype=torch.int32)
-    qkv = torch.empty(rows, 3, heads, width, dtype=dtype)
-    query, key, value = qkv.unbind(1)
-    OPERATORS["trellis_kernels::varlen_attention"](query, key, value, offsets, offsets)
-    OPERATORS["trellis_kernels::windowed_attention"](qkv, order, offsets)
+    qkv, out = torch.empty(rows, 3, heads, width, dtype=dtype), torch.empty(rows, heads, width, dtype=dtype)
+    logsumexp, inputs = torch.empty(rows, heads), qkv.unbind(1)
+    _operator("varlen_attention", *inputs, offsets, offsets)
+    _operator("varlen_attention_backward", out, *inputs, out, logsumexp, offsets, offsets)
+    _operator("windowed_attention", qkv, order, offsets)
+    _operator("windowed_attention_backward", out, qkv, out, logsumexp, order, offsets)
+
+
+def _operator(name: str, *arguments: torch.Tensor) -> None:
+    OPERATORS[f"trellis_kernels::{name}"](*arguments)
