@@ -59,7 +59,7 @@ def residual_norm(b: Block) -> dict[str, Callable[[], list[Tensor]]]:
 
     def ours() -> list[Tensor]:
         keys = {"gate": b.gate, "weight": b.weight, "bias": b.bias}
-        return list(residual_layer_norm(b.x, b.update, b.offsets, **keys, eps=EPS))
+        return list(residual_layer_norm(b.x, b.update, offsets=b.offsets, **keys, eps=EPS))
 
     return {"ours": ours, "torch": separate}
 

@@ -82,16 +82,16 @@ def gated(p: Problem) -> tuple[Tensor, ...]:
 
 def gated_affine(p: Problem) -> tuple[Tensor, ...]:
     gate = p.modulation.chunk(3, dim=1)[2]
-    return residual_layer_norm(p.x, p.update, p.offsets, gate=gate, weight=p.weight, bias=p.bias, eps=EPS)
+    return residual_layer_norm(p.x, p.update, offsets=p.offsets, gate=gate, weight=p.weight, bias=p.bias, eps=EPS)
 
 
 def residual_modulated(p: Problem) -> tuple[Tensor, ...]:
     shift, scale, _ = p.modulation.chunk(3, dim=1)
-    return residual_layer_norm(p.x, p.update, p.offsets, scale=scale, shift=shift, eps=EPS)
+    return residual_layer_norm(p.x, p.update, offsets=p.offsets, scale=scale, shift=shift, eps=EPS)
 
 
 def residual_plain(p: Problem) -> tuple[Tensor, ...]:
-    return residual_layer_norm(p.x, p.update, p.offsets, eps=EPS)
+    return residual_layer_norm(p.x, p.update, offsets=p.offsets, eps=EPS)
 
 
 def by_torch(p: Problem, form: Callable[[Problem], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
@@ -310,7 +310,9 @@ def test_compiles_without_breaks_in_both_directions() -> None:
         x, update, modulation, weight, bias = p
         shift, scale, gate = modulation.chunk(3, dim=1)
         hidden = modulated_layer_norm(x, scale, shift, offsets, eps=EPS)
-        total, hidden = residual_layer_norm(hidden, update, offsets, gate=gate, weight=weight, bias=bias, eps=EPS)
+        total, hidden = residual_layer_norm(
+            hidden, update, offsets=offsets, gate=gate, weight=weight, bias=bias, eps=EPS
+        )
         heads = qk_rms_norm(hidden.view(-1, 3, 2, 2), *weight.view(3, 2, 2)[:2]).flatten(1)
         return gated_residual(total[:, :8], heads, gate[:, :8], offsets)
 
@@ -338,7 +340,7 @@ TWO = torch.tensor([0, 1, 4], dtype=torch.int32)
             ValueError,
             r"weight_or_scale must be .* with .*C=3",
         ),
-        (lambda: modulated_layer_norm(X, ROW.double(), ROW, INTS, eps=EPS), TypeError, "weight_or_scale must be"),
+        (lambda: modulated_layer_norm(X, ROW.int(), ROW, INTS, eps=EPS), TypeError, "weight_or_scale must be"),
         (lambda: modulated_layer_norm(X, ROW, ROW, INTS.long(), eps=EPS), TypeError, "offsets must be torch.int32"),
         (
             lambda: modulated_layer_norm(X, X, X, TWO, eps=EPS),
@@ -362,7 +364,7 @@ TWO = torch.tensor([0, 1, 4], dtype=torch.int32)
         ),
         (lambda: gated_residual(X, X, X, TWO), ValueError, "gate must have a row for each of 2 segments; got 4"),
         (
-            lambda: residual_layer_norm(X, X, INTS, weight=ROW[0], bias=ROW[0], scale=ROW, shift=ROW, eps=EPS),
+            lambda: residual_layer_norm(X, X, weight=ROW[0], bias=ROW[0], scale=ROW, shift=ROW, eps=EPS),
             ValueError,
             "weight and bias or scale and shift, not both",
         ),

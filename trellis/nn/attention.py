@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -97,17 +97,23 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, layout: Segments | Windows) -> Tensor:
         qkv = self.to_qkv(x).unflatten(-1, (3, self.num_heads, -1))
-        if isinstance(layout, Segments):
-            query, key, value = qkv.unbind(1)
-            if self.qk_norm:
-                query, key = self.q_rms_norm(query), self.k_rms_norm(key)
-            out = trellis_kernels.varlen_attention(query, key, value, layout.offsets, layout.offsets)
+        normed = qkv
+        if self.qk_norm:
+            gammas = self.q_rms_norm.gamma, self.k_rms_norm.gamma
+            normed = trellis_kernels.qk_rms_norm(qkv, *gammas, with_value=isinstance(layout, Windows))
+        if isinstance(layout, Windows):
+            out = trellis_kernels.windowed_attention(normed, layout.order, layout.offsets)
         else:
-            if self.qk_norm:
-                query, key, value = qkv.unbind(1)
-                qkv = torch.stack([self.q_rms_norm(query), self.k_rms_norm(key), value], dim=1)
-            out = trellis_kernels.windowed_attention(qkv, layout.order, layout.offsets)
+            query, key, value = normed[:, 0], normed[:, 1], qkv[:, 2]
+            out = trellis_kernels.varlen_attention(query, key, value, layout.offsets, layout.offsets)
         return self.to_out(out.flatten(1))
+
+
+class KeyValue(NamedTuple):
+    """What a cross-attention reads of its context: it depends on the context alone."""
+
+    key: Tensor
+    value: Tensor
 
 
 class CrossAttention(nn.Module):
@@ -124,10 +130,15 @@ class CrossAttention(nn.Module):
             self.q_rms_norm = HeadRMSNorm(num_heads, channels // num_heads)
             self.k_rms_norm = HeadRMSNorm(num_heads, channels // num_heads)
 
-    def forward(self, x: Tensor, segments: Segments, context: Tensor, context_segments: Segments) -> Tensor:
-        query = self.to_q(x).unflatten(-1, (self.num_heads, -1))
+    def key_value(self, context: Tensor) -> KeyValue:
+        """Keys and values ``[M, H, D]`` of a context ``[M, Cc]``."""
         key, value = self.to_kv(context).unflatten(-1, (2, self.num_heads, -1)).unbind(1)
+        return KeyValue(self.k_rms_norm(key) if self.qk_norm else key, value)
+
+    def forward(self, x: Tensor, segments: Segments, context: Tensor | KeyValue, context_segments: Segments) -> Tensor:
+        query = self.to_q(x).unflatten(-1, (self.num_heads, -1))
+        key, value = context if isinstance(context, KeyValue) else self.key_value(context)
         if self.qk_norm:
-            query, key = self.q_rms_norm(query), self.k_rms_norm(key)
+            query = self.q_rms_norm(query)
         out = trellis_kernels.varlen_attention(query, key, value, segments.offsets, context_segments.offsets)
         return self.to_out(out.flatten(1))

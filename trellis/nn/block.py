@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from trellis.nn.attention import CrossAttention, SelfAttention, Windows
+import trellis_kernels
+from trellis.nn.attention import CrossAttention, KeyValue, SelfAttention, Windows
 from trellis.nn.norm import LayerNorm
 from trellis.nn.segments import Segments
 
@@ -31,8 +32,8 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, layout: Segments | Windows) -> Tensor:
         """``[N, C] -> [N, C]``; rows attend as `layout` says."""
-        x = x + self.attn(self.norm1(x), layout)
-        return x + self.mlp(self.norm2(x))
+        x, hidden = self.norm2.after(x, self.attn(self.norm1(x), layout))
+        return x + self.mlp(hidden)
 
 
 class ModulatedBlock(nn.Module):
@@ -73,7 +74,7 @@ class ModulatedBlock(nn.Module):
             self.adaLN_modulation = modulation_layer(channels)
 
     def forward(
-        self, x: Tensor, segments: Segments, timestep: Tensor, context: Tensor, context_segments: Segments
+        self, x: Tensor, segments: Segments, timestep: Tensor, context: Tensor | KeyValue, context_segments: Segments
     ) -> Tensor:
         """``[N, C] -> [N, C]``.
 
@@ -81,26 +82,18 @@ class ModulatedBlock(nn.Module):
             x: ``[N, C]`` tokens of B sequences, end to end.
             segments: the B sequences of `x`.
             timestep: ``[B, C]`` embedding of each sequence's timestep, or ``[B, 6C]`` shared modulation.
-            context: ``[M, Cc]`` conditioning tokens, end to end.
+            context: ``[M, Cc]`` conditioning tokens, end to end, or what ``cross_attn.key_value`` made of them.
             context_segments: the B sequences of `context`.
         """
         modulation = timestep if self.shared_modulation else self.adaLN_modulation(timestep)
         shift1, scale1, gate1, shift3, scale3, gate3 = modulation.chunk(6, dim=-1)
-        x = x + per_row(gate1, segments) * self.self_attn(modulate(self.norm1(x), shift1, scale1, segments), segments)
-        x = x + self.cross_attn(self.norm2(x), segments, context, context_segments)
-        return x + per_row(gate3, segments) * self.mlp(modulate(self.norm3(x), shift3, scale3, segments))
+        hidden = self.self_attn(self.norm1.modulated(x, scale1, shift1, segments), segments)
+        x, hidden = self.norm2.after(x, hidden, segments, gate=gate1)
+        hidden = self.cross_attn(hidden, segments, context, context_segments)
+        x, hidden = self.norm3.after(x, hidden, segments, scale=scale3, shift=shift3)
+        return trellis_kernels.gated_residual(x, self.mlp(hidden).to(x.dtype), gate3, segments.offsets)
 
 
 def modulation_layer(channels: int, chunks: int = 6) -> nn.Sequential:
     """``[B, C] -> [B, chunks * C]``, zero at initialisation."""
     return nn.Sequential(nn.SiLU(), nn.Linear(channels, chunks * channels))
-
-
-def modulate(x: Tensor, shift: Tensor, scale: Tensor, segments: Segments) -> Tensor:
-    """``x * (1 + scale) + shift`` with the ``[B, C]`` values of each row's sequence."""
-    return x * (1 + per_row(scale, segments)) + per_row(shift, segments)
-
-
-def per_row(value: Tensor, segments: Segments) -> Tensor:
-    """``[B, C]`` -> something that broadcasts over ``[N, C]``; for one sequence without a copy."""
-    return value if value.shape[0] == 1 else value[segments.index]

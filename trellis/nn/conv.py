@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 import trellis_kernels
-from trellis.nn.block import modulate
 from trellis.nn.norm import ChannelLayerNorm, LayerNorm, SparseGroupNorm
 from trellis.nn.sparse import SparseTensor, coarser, finer, neighbors
 
@@ -159,7 +158,7 @@ class SparseResBlock(nn.Module):
             x = SparseTensor(onto.grid, trellis_kernels.upsample(x.feats, inverse))
         scale, shift = self.emb_layers(timestep).chunk(2, dim=-1)
         hidden = self.conv1(x.with_feats(silu(self.norm1(x.feats))))
-        modulated = modulate(self.norm2(hidden.feats), shift, scale, x.segments)
+        modulated = self.norm2.modulated(hidden.feats, scale, shift, x.segments)
         hidden = self.conv2(hidden.with_feats(silu(modulated)))
         skip = self.skip_connection(x.feats) if self.has_skip else x.feats
         return hidden.with_feats(hidden.feats + skip)

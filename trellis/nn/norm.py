@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import group_norm, layer_norm, normalize
+from torch.nn.functional import group_norm, layer_norm
 
+import trellis_kernels
 from trellis.nn.segments import Segments
 
 
@@ -15,10 +16,46 @@ def widen(x: Tensor) -> Tensor:
 
 
 class LayerNorm(nn.LayerNorm):
-    """LayerNorm over the last axis; parameters stay float32 in a half-precision model."""
+    """LayerNorm of packed rows ``[N, C]``; parameters stay float32 in a half-precision model."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return layer_norm(widen(input), self.normalized_shape, self.weight, self.bias, self.eps).to(input.dtype)
+        return trellis_kernels.layer_norm(input, self.weight, self.bias, eps=self.eps)
+
+    def modulated(self, x: Tensor, scale: Tensor, shift: Tensor, segments: Segments) -> Tensor:
+        """``norm(x) * (1 + scale) + shift``, ``[B, C]`` values for each row's sequence; for a norm without affine."""
+        return trellis_kernels.modulated_layer_norm(x, scale, shift, segments.offsets, eps=self.eps)
+
+    def after(
+        self,
+        x: Tensor,
+        update: Tensor,
+        segments: Segments | None = None,
+        *,
+        gate: Tensor | None = None,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """``x + gate * update``, and this norm of it, modulated by `scale` and `shift` if they are given.
+
+        Args:
+            x: ``[N, C]`` residual stream.
+            update: ``[N, C]`` what a branch adds to it.
+            segments: the sequences of `x`, of which each has its gate, scale and shift.
+            gate: ``[B, C]``; None: 1.
+            scale: ``[B, C]``, for a norm without affine; None: no modulation.
+            shift: ``[B, C]``, with `scale`.
+        """
+        return trellis_kernels.residual_layer_norm(
+            x,
+            update.to(x.dtype),
+            offsets=None if segments is None else segments.offsets,
+            gate=gate,
+            weight=self.weight,
+            bias=self.bias,
+            scale=scale,
+            shift=shift,
+            eps=self.eps,
+        )
 
 
 class ChannelLayerNorm(nn.LayerNorm):
@@ -52,11 +89,11 @@ class SparseGroupNorm(nn.GroupNorm):
 
 
 class HeadRMSNorm(nn.Module):
-    """Root-mean-square norm with a gain per head and channel (query-key normalisation), ``[..., H, D]``."""
+    """Root-mean-square norm with a gain per head and channel (query-key normalisation), ``[N, H, D]``."""
 
     def __init__(self, num_heads: int, head_dim: int) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.ones(num_heads, head_dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return (normalize(widen(x), dim=-1) * self.gamma * x.shape[-1] ** 0.5).to(x.dtype)
+        return trellis_kernels.head_rms_norm(x, self.gamma)

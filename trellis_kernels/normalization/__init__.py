@@ -36,7 +36,7 @@ def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = No
 
     Args:
         x: ``[N, C]`` float.
-        weight: ``[C]``, dtype of `x` or float32. None: neither weight nor bias.
+        weight: ``[C]`` float. None: neither weight nor bias.
         bias: ``[C]``, dtype of `weight`.
         eps: added to the variance.
 
@@ -62,7 +62,7 @@ def modulated_layer_norm(x: Tensor, scale: Tensor, shift: Tensor, offsets: Tenso
 
     Args:
         x: ``[N, C]`` float.
-        scale: ``[B, C]``, dtype of `x` or float32; its rows need not be contiguous to each other.
+        scale: ``[B, C]`` float; its rows need not be contiguous to each other.
         shift: ``[B, C]``, dtype of `scale`.
         offsets: ``[B + 1]`` int32, non-decreasing from 0 to N: segment b is rows ``offsets[b] : offsets[b + 1]``.
         eps: added to the variance.
@@ -85,8 +85,8 @@ def modulated_layer_norm(x: Tensor, scale: Tensor, shift: Tensor, offsets: Tenso
 def residual_layer_norm(
     x: Tensor,
     update: Tensor,
-    offsets: Tensor,
     *,
+    offsets: Tensor | None = None,
     gate: Tensor | None = None,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
@@ -102,8 +102,8 @@ def residual_layer_norm(
     Args:
         x: ``[N, C]`` float, the residual stream.
         update: ``[N, C]``, dtype of `x`: what the branch adds.
-        offsets: see `modulated_layer_norm`.
-        gate: see `gated_residual`.
+        offsets: see `modulated_layer_norm`. None: all rows are one segment.
+        gate: see `gated_residual`. None: the update is added as it is.
         weight: see `layer_norm`.
         bias: see `layer_norm`.
         scale: see `modulated_layer_norm`; not together with `weight`.
@@ -134,7 +134,7 @@ def gated_residual(x: Tensor, update: Tensor, gate: Tensor, offsets: Tensor) -> 
     Args:
         x: ``[N, C]`` float.
         update: ``[N, C]``, dtype of `x`.
-        gate: ``[B, C]``, dtype of `x` or float32.
+        gate: ``[B, C]`` float.
         offsets: see `modulated_layer_norm`.
 
     Returns:
@@ -155,7 +155,7 @@ def qk_rms_norm(qkv: Tensor, query_gamma: Tensor, key_gamma: Tensor, *, with_val
 
     Args:
         qkv: ``[N, 3, H, D]`` float: query, key and value of each row.
-        query_gamma: ``[H, D]``, dtype of `qkv` or float32.
+        query_gamma: ``[H, D]`` float.
         key_gamma: ``[H, D]``, dtype of `query_gamma`.
         with_value: whether the result has the values, unchanged, as its third part.
 
@@ -168,10 +168,9 @@ def qk_rms_norm(qkv: Tensor, query_gamma: Tensor, key_gamma: Tensor, *, with_val
     Source:
         Section 2.3 of the TRELLIS facts (official multi-head RMS norm); Dehghani et al. 2023 for the idea.
     """
-    gammas = (qkv.dtype, compute_dtype(qkv.dtype))
     expect(
         qkv=(qkv, "N 3 H D", FLOATS),
-        query_gamma=(query_gamma, "H D", gammas),
+        query_gamma=(query_gamma, "H D", FLOATS),
         key_gamma=(key_gamma, "H D", query_gamma.dtype),
     )
     return _head_rms_norm(qkv, query_gamma, key_gamma, 3 if with_value else 2)
@@ -183,7 +182,7 @@ def head_rms_norm(x: Tensor, gamma: Tensor) -> Tensor:
     Raises:
         ValueError, TypeError: if a shape or dtype is not one of those of `qk_rms_norm`.
     """
-    expect(x=(x, "N H D", FLOATS), gamma=(gamma, "H D", (x.dtype, compute_dtype(x.dtype))))
+    expect(x=(x, "N H D", FLOATS), gamma=(gamma, "H D", FLOATS))
     return _head_rms_norm(x.unsqueeze(1), gamma, None, 1).squeeze(1)
 
 
@@ -201,21 +200,21 @@ def _expect_rows(x: Tensor, gain: Tensor | None, shift: Tensor | None, offsets: 
         if gain is not shift:
             raise ValueError("weight and bias, or scale and shift, must be given together; got only one of them")
         return
-    own = (x.dtype, compute_dtype(x.dtype))
-    expect(x=(x, "N C"), weight_or_scale=(gain, "B C", own), bias_or_shift=(shift, "B C", gain.dtype))
+    expect(x=(x, "N C"), weight_or_scale=(gain, "B C", FLOATS), bias_or_shift=(shift, "B C", gain.dtype))
     if offsets is not None:
         expect(x=(x, "N C"), offsets=(offsets, "B+1", torch.int32))
-        _expect_segments("scale", gain, offsets)
+    _expect_segments("scale", gain, offsets)
 
 
-def _expect_gate(x: Tensor, gate: Tensor, offsets: Tensor) -> None:
-    expect(x=(x, "N C"), gate=(gate, "B C", (x.dtype, compute_dtype(x.dtype))))
+def _expect_gate(x: Tensor, gate: Tensor, offsets: Tensor | None) -> None:
+    expect(x=(x, "N C"), gate=(gate, "B C", FLOATS))
     _expect_segments("gate", gate, offsets)
 
 
-def _expect_segments(name: str, values: Tensor, offsets: Tensor) -> None:
-    if values.shape[0] != 1 and values.shape[0] != offsets.shape[0] - 1:
-        raise ValueError(f"{name} must have a row for each of {offsets.shape[0] - 1} segments; got {values.shape[0]}")
+def _expect_segments(name: str, values: Tensor, offsets: Tensor | None) -> None:
+    segments = 1 if offsets is None else offsets.shape[0] - 1
+    if values.shape[0] != 1 and values.shape[0] != segments:
+        raise ValueError(f"{name} must have a row for each of {segments} segments; got {values.shape[0]}")
 
 
 _layer_norm = Operator(
