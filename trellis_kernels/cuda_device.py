@@ -37,13 +37,13 @@ def properties(tensor: Tensor) -> Properties:
     Raises:
         ValueError: the tensor is not on a GPU.
     """
-    if not tensor.is_cuda:
-        raise ValueError(f"a CUDA kernel needs tensors on a CUDA device; got one on {tensor.device}")
+    _expect_gpu(tensor)
     return _properties(tensor.get_device())
 
 
 def guard(tensor: Tensor) -> AbstractContextManager[Any]:
     """A context in which the GPU of `tensor` is the current one: launches go to the current device."""
+    _expect_gpu(tensor)
     return torch.cuda.device(tensor.device)
 
 
@@ -97,6 +97,11 @@ def require_code_for(device: Properties, architectures: tuple[int, ...]) -> None
         f"trellis_kernels._cuda was built for {built} and has no code for {device.name} (capability {major}.{minor}); "
         f"rebuild it with TRELLIS_CUDA_ARCHITECTURES={capability} pip install -e ."
     )
+
+
+def _expect_gpu(tensor: Tensor) -> None:
+    if not tensor.is_cuda:
+        raise ValueError(f"a CUDA kernel needs tensors on a CUDA device; got one on {tensor.device}")
 
 
 @functools.cache

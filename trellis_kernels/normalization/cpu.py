@@ -61,7 +61,7 @@ def layer_norm_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     upstream, wide, wide_gain = _widened(out_gradient, x, gain)
     gradients = [torch.empty_like(tensor) for tensor in (wide, wide_gain, wide_gain)]
-    bounds = _bounds(offsets, x)
+    bounds, mean, rstd = _bounds(offsets, x), mean.contiguous(), rstd.contiguous()
     _launch(_cpu.layer_norm_backward, upstream, wide, wide_gain, bounds, mean, rstd, unit, *gradients)
     own = x.dtype if gain is None else gain.dtype
     return gradients[0].to(x.dtype), gradients[1].to(own), gradients[2].to(own)
