@@ -37,9 +37,45 @@ class Mutation:
 
 
 _VOXEL_HASH = "tests/kernels/test_voxel_hash.py -k emulated"
+_MESH_TOPOLOGY = "tests/kernels/test_mesh_extraction.py -k test_topology and emulated and float32"
 _SERIALIZATION = "tests/kernels/test_serialization.py -k emulated"
 
 MUTATIONS = [
+    Mutation(
+        "the other diagonal",
+        "csrc/cuda/mesh_extraction.cu",
+        "gammas[q.x] * gammas[q.z] >",
+        "gammas[q.x] * gammas[q.z] <",
+        _MESH_TOPOLOGY,
+    ),
+    Mutation(
+        "removed atomic: a bit set by another thread is lost",
+        "csrc/cuda/mesh_topology.cu",
+        "if ((*word & bits) != bits) atomicOr(word, bits);",
+        "const Word old = *word; __nanosleep(1); *word = old | bits;",
+        _MESH_TOPOLOGY,
+    ),
+    Mutation(
+        "off-by-one edge: the point above the last cell of a word of 64 is lost",
+        "csrc/cuda/mesh_topology.cu",
+        "if (at.segment > 0) word |=",
+        "if (at.segment > 1) word |=",
+        _MESH_TOPOLOGY,
+    ),
+    Mutation(
+        "wrong stride: vertices start where those of the next word do",
+        "csrc/cuda/mesh_fill_topology.cu",
+        "sums[set.capacity + before]",
+        "sums[set.capacity + index]",
+        _MESH_TOPOLOGY,
+    ),
+    Mutation(
+        "a lane too few takes part in the mean of a point",
+        "csrc/cuda/mesh_topology.cu",
+        "__shfl_sync(kAll, value, k, 8)",
+        "__shfl_sync(kAll, value, k, 4)",
+        _MESH_TOPOLOGY,
+    ),
     Mutation(
         "wrong stride: the batch lands one bit too low",
         "csrc/cuda/serialization.cu",

@@ -13,6 +13,7 @@
 #define TRELLIS_TENSORS_ON_CUDA
 #endif
 
+#include "mesh_extraction.h"
 #include "serialization.h"
 #include "tensor_caster.h"
 #include "voxel_hash.h"
@@ -26,6 +27,13 @@ PYBIND11_MODULE(TRELLIS_MODULE, m) {
   // gaussians
 
   // mesh_extraction
+  m.def("mesh_voxel_columns", &trellis::cuda::mesh_voxel_columns);
+  m.def("mesh_point_columns", &trellis::cuda::mesh_point_columns);
+  m.def("mesh_surface_cells", &trellis::cuda::mesh_surface_cells<float>);
+  m.def("mesh_surface_cells", &trellis::cuda::mesh_surface_cells<double>);
+  m.def("mesh_fill_topology", &trellis::cuda::mesh_fill_topology);
+  m.def("split_quads", &trellis::cuda::split_quads<float>);
+  m.def("split_quads", &trellis::cuda::split_quads<double>);
 
   // serialization
   m.def("curve_codes", &trellis::cuda::curve_codes);

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.library import opcheck
 
+from tests.support.backends import CUDA_BACKENDS
 from tests.support.golden import golden
 from tests.support.mesh_network import mesh_features
 from tests.support.meshes import canonical, euler_characteristic, signed_volume
@@ -112,10 +113,13 @@ def test_no_cubes_or_no_change_of_sign_is_an_empty_mesh(kernel: str) -> None:
 
 
 def noise(resolution: int, occupancy: float, colors: int, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor]:
-    coords = random_voxels(resolution, occupancy, seed=seed)[:, 1:]
-    generator = torch.Generator().manual_seed(seed)
-    coords = coords[torch.randperm(len(coords), generator=generator)].contiguous()
-    return coords, torch.randn(len(coords), 53 + 8 * colors, generator=generator, dtype=torch.float64).to(dtype)
+    with torch.device("cpu"):  # the same numbers on every device
+        coords = random_voxels(resolution, occupancy, seed=seed)[:, 1:]
+        generator = torch.Generator().manual_seed(seed)
+        coords = coords[torch.randperm(len(coords), generator=generator)].contiguous()
+        feats = torch.randn(len(coords), 53 + 8 * colors, generator=generator, dtype=torch.float64)
+    device = torch.get_default_device()
+    return coords.to(device), feats.to(device, dtype)
 
 
 def results(mesh: ExtractedMesh) -> list[Tensor]:
@@ -159,6 +163,28 @@ def test_kernel_agrees_with_the_reference(
         expected_gradient = gradient(expected, feats)
     scale = float(expected_gradient.abs().max().clamp_min(1))
     torch.testing.assert_close(gradient(actual, feats), expected_gradient, rtol=0, atol=tolerance * scale)
+
+
+@CUDA_BACKENDS
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(
+    ("resolution", "occupancy"),
+    [(3, 0), (1, 1), (2, 1), (5, 1), (8, 0.7), (64, 0.0008), (70, 0.0006)],  # words of 64 points; 1 and 2 of them
+)
+def test_topology_and_quads_are_those_of_the_reference(
+    backend: str, resolution: int, occupancy: float, dtype: torch.dtype
+) -> None:
+    coords, feats = noise(resolution, occupancy, 0, dtype)
+    operators = torch.ops.trellis_kernels
+    topology = operators.surface_topology(coords, feats, resolution)
+    gammas = torch.rand(len(topology[-2])).to(dtype)
+    faces = operators.split_quads(topology[-1], gammas)
+    with use_reference():
+        expected = operators.surface_topology(coords, feats, resolution)
+        assert torch.equal(faces, operators.split_quads(expected[-1], gammas))
+    for actual, wanted in zip(topology, expected, strict=True):
+        assert actual.dtype == wanted.dtype
+        assert torch.equal(actual, wanted)
 
 
 def test_kernel_agrees_with_the_reference_in_each_of_the_256_cases() -> None:

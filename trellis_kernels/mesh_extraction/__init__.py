@@ -110,7 +110,7 @@ def _midpoints(values: Tensor, quads: Tensor, first: int, second: int) -> Tensor
     return (values.index_select(0, quads[:, first]) + values.index_select(0, quads[:, second])) / 2
 
 
-_KERNELS = {"cpu": "trellis_kernels.mesh_extraction.cpu"}
+_KERNELS = {"cpu": "trellis_kernels.mesh_extraction.cpu", "cuda": "trellis_kernels.mesh_extraction.cuda"}
 
 # Of G grid points, S crossed cells, V dual vertices, Q quads (int32): points [G, 3], the cubes around each point by the
 # corner they have there [G, 8], cells [S, 3], their cubes [S], their points [S, 8], their cases [S], the cell of each
@@ -130,14 +130,14 @@ _TOPOLOGY_ARGUMENTS = (
 _values = Operator(
     f"surface_values(Tensor feats, {_TOPOLOGY_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference=reference.surface_values,
-    kernels=_KERNELS,
+    kernels={"cpu": _KERNELS["cpu"]},
 )
 _values_gradient = Operator(
     f"surface_values_gradient(Tensor feats, {_TOPOLOGY_ARGUMENTS}, Tensor vertices_gradient,"
     " Tensor attributes_gradient, Tensor gammas_gradient, Tensor terms_gradient, Tensor positions_gradient,"
     " Tensor sdf_gradient) -> Tensor",
     reference=reference.surface_values_gradient,
-    kernels=_KERNELS,
+    kernels={"cpu": _KERNELS["cpu"]},
 )
 
 

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <string_view>
 
-namespace trellis::cpu::flexicubes {
+namespace trellis::flexicubes {
 
 // The corners each edge of a cell joins, in the direction of its axis (y edges: against it).
 inline constexpr int kEnds[12][2] = {{0, 1}, {1, 5}, {4, 5}, {0, 4}, {2, 3}, {3, 7},
@@ -320,4 +320,4 @@ constexpr std::array<Case, 256> unpacked_cases() {
 
 inline constexpr std::array<Case, 256> kCases = unpacked_cases();
 
-}  // namespace trellis::cpu::flexicubes
+}  // namespace trellis::flexicubes
