@@ -41,15 +41,27 @@ CHECKPOINTS = {
 CONTEXT = (1, 1374, 1024)
 
 
-def seeded_model(stage: str) -> torch.nn.Module:
-    """The official model of a stage with seeded random float32 weights of a trained network's scale."""
+def seeded_model(stage: str, device: torch.device | str = "cpu", half: bool = False) -> torch.nn.Module:
+    """The official model of a stage with seeded random weights of a trained network's scale.
+
+    Args:
+        stage: of `CHECKPOINTS`.
+        device: where it is made; the numbers depend on it.
+        half: its torso in half precision, as the official checkpoint has it, else float32.
+    """
     if stage == "image_encoder":
-        return DinoV2()
+        return DinoV2().to(device)
     official = json.loads((ROOT / "tests" / "data" / "official_state_dicts.json").read_text())[CHECKPOINTS[stage]]
     with torch.device("meta"):
-        model = build_model(official["class_in_official_json"], official["args"] | {"use_fp16": False})
-    model.to_empty(device="cpu")
-    generator = torch.Generator().manual_seed(0)
+        model = build_model(
+            official["class_in_official_json"], official["args"] | ({} if half else {"use_fp16": False})
+        )
+    return seed(model.to_empty(device=device))
+
+
+def seed(model: torch.nn.Module) -> torch.nn.Module:
+    """The model with random weights and buffers of a trained network's scale."""
+    generator = torch.Generator(next(model.parameters()).device).manual_seed(0)
     for name, parameter in model.named_parameters():
         if name.endswith("gamma") or (parameter.ndim == 1 and name.endswith("weight")):
             torch.nn.init.ones_(parameter)
