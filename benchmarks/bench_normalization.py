@@ -90,27 +90,27 @@ CHAINS = {
 }
 
 
-@pytest.mark.parametrize("way", ["ours", "torch", "torch.compile"])
+@pytest.mark.parametrize("implementation", ["ours", "torch", "torch.compile"])
 @pytest.mark.parametrize("chain", CHAINS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_chain(benchmark, shape: str, chain: str, way: str) -> None:
-    if way == "torch.compile" and not on_gpu():
+def test_chain(benchmark, shape: str, chain: str, implementation: str) -> None:
+    if implementation == "torch.compile" and not on_gpu():
         pytest.skip("inductor's fusion is a peer on a GPU; on a CPU it compiles for longer than everything else runs")
     benchmark.group = f"normalization {chain} {shape}"
     build, passes = CHAINS[chain]
     block = Block(SHAPES[shape])
     with torch.no_grad():
         ways = build(block)
-        run = torch.compile(ways["torch"]) if way == "torch.compile" else ways[way]
+        run = torch.compile(ways["torch"]) if implementation == "torch.compile" else ways[implementation]
         tolerance = 2e-2 if on_gpu() else 1e-4
         for out, expected in zip(run(), ways["torch"](), strict=True):
             torch.testing.assert_close(out, expected, rtol=tolerance, atol=tolerance)
         measure(benchmark, run, rounds=5, warmup=1, gigabytes=passes * block.x.nbytes / 1e9, dtype=block.x.dtype)
 
 
-@pytest.mark.parametrize("way", ["ours", "torch"])
+@pytest.mark.parametrize("implementation", ["ours", "torch"])
 @pytest.mark.parametrize("chain", CHAINS)
-def test_chain_and_its_gradient(benchmark, chain: str, way: str) -> None:
+def test_chain_and_its_gradient(benchmark, chain: str, implementation: str) -> None:
     benchmark.group = f"normalization training {chain} 2 x 4096 x 1024"
     block = Block(SHAPES["2 x 4096 x 1024"])
     leaves = [block.x, block.update, block.qkv, block.weight, block.bias, *block.gammas]
@@ -121,7 +121,7 @@ def test_chain_and_its_gradient(benchmark, chain: str, way: str) -> None:
     )
     leaves += [block.shift, block.scale, block.gate]
     chain_of, passes = CHAINS[chain]
-    forward = chain_of(block)[way]
+    forward = chain_of(block)[implementation]
     upstream = [torch.ones_like(out) for out in forward()]
 
     def run() -> object:
