@@ -1,12 +1,16 @@
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 import trimesh
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+import trellis_kernels
 from tests.pipelines.test_image_to_3d import picture
 from trellis.cli import app
 
@@ -103,3 +107,48 @@ def test_doctor_lists_every_operator() -> None:
     assert result.exit_code == 0, result.output
     for word in ("compiled", "submanifold_conv", "rasterize_gaussians", "reference", "bundled model", "[background]"):
         assert word in result.output
+
+
+@pytest.mark.parametrize(
+    ("capability", "built", "code", "words"),
+    [
+        ((9, 0), (80, 90), 0, "compiled for sm_80, sm_90; newer GPUs translate compute_90"),
+        ((12, 0), (80, 90), 0, "sm_120, 16.0 GiB"),
+        ((6, 1), (80, 90), 1, "was built for 80;90 and has no code for Toy (capability 6.1); rebuild it with"),
+        ((9, 0), None, 1, "not compiled"),
+        (None, None, 0, "none that torch can use"),
+    ],
+)
+def test_doctor_says_whether_the_gpu_can_be_used(
+    monkeypatch: pytest.MonkeyPatch,
+    capability: tuple[int, int] | None,
+    built: tuple[int, ...] | None,
+    code: int,
+    words: str,
+) -> None:
+    major, minor = capability or (0, 0)
+    toy = SimpleNamespace(name="Toy", major=major, minor=minor, total_memory=16 << 30)
+    module = None if built is None else SimpleNamespace(architectures=built)
+    monkeypatch.setitem(sys.modules, "trellis_kernels._cuda", module)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0 if capability is None else 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: toy)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Toy")
+    result = trellis("doctor")
+    assert result.exit_code == code, result.output
+    assert words in " ".join(result.output.split())
+
+
+def test_doctor_lists_what_a_gpu_cannot_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    operators = dict(trellis_kernels.OPERATORS)
+    for operator in operators.values():
+        monkeypatch.setattr(operator, "kernels", {"cpu": "x.cpu", "cuda": "x.triton"})
+    assert "every operator has a kernel on a GPU" in trellis("doctor").output
+    monkeypatch.setattr(operators["trellis_kernels::upsample"], "kernels", {"cpu": "x.cpu"})
+    assert "without a kernel on a GPU: upsample" in trellis("doctor").output
+
+
+def test_a_gpu_budget_on_a_cpu_is_refused(tmp_path: Path) -> None:
+    result = trellis("generate", tmp_path / "x.png", "-o", tmp_path, "--device", "cpu", "--memory", "8GB")
+    assert result.exit_code == 1
+    assert "--memory limits a GPU and this would run on the CPU" in " ".join(result.output.split())

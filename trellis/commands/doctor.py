@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.metadata
 import importlib.util
 import platform
 import shutil
+import subprocess
 
 from rich.console import Console
 from rich.markup import escape
@@ -12,7 +15,7 @@ from rich.table import Table
 
 
 def run() -> int:
-    """Print the report; 1 if the native module is missing, else 0."""
+    """Print the report; 1 if CPU kernels are missing, or there is a GPU and its kernels do not run on it; else 0."""
     import torch
 
     import trellis
@@ -21,14 +24,18 @@ def run() -> int:
 
     console = Console()
     native, healthy = _native()
+    gpus = _gpus()
+    compiled, runs = _cuda_kernels()
     facts = {
         "trellis": trellis.__version__,
         "python": f"{platform.python_version()} on {platform.platform()}",
-        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
+        "torch": f"{torch.__version__}, CUDA {torch.version.cuda or 'not built in'}, {torch.get_num_threads()} threads",
         "CPU kernels": native,
-        "CUDA kernels": "compiled" if _has("trellis_kernels._cuda") else "not compiled: no CUDA source yet",
+        "CUDA kernels": compiled,
+        "triton": _version("triton") or "not installed: run `pip install 'trellis[gpu]'` to use a GPU",
         "nvcc": shutil.which("nvcc") or "not found",
-        "devices": ", ".join(_devices()),
+        "GPU": "\n".join(gpus) or "none that torch can use",
+        "NVIDIA driver": _driver(),
         "background removal": _background(),
         "video": _video(),
         "bundled model": str(BUNDLED) if (BUNDLED / "pipeline.json").is_file() else "missing",
@@ -47,7 +54,13 @@ def run() -> int:
         ]
         table.add_row(name.removeprefix("trellis_kernels::"), *cells, "reference")
     console.print(table)
-    return 0 if healthy else 1
+    without = [name for name, operator in sorted(trellis_kernels.OPERATORS.items()) if "cuda" not in operator.kernels]
+    if without:
+        names = ", ".join(name.removeprefix("trellis_kernels::") for name in without)
+        console.print(f"without a kernel on a GPU: {names}", soft_wrap=True)
+    else:
+        console.print("every operator has a kernel on a GPU")
+    return 0 if healthy and (runs or not gpus) else 1
 
 
 def _native() -> tuple[str, bool]:
@@ -58,14 +71,52 @@ def _native() -> tuple[str, bool]:
     return f"compiled, using {_cpu.instruction_set()}", True
 
 
-def _devices() -> list[str]:
+def _cuda_kernels() -> tuple[str, bool]:
+    """What `_cuda` was compiled for, and whether every GPU here can run it."""
     import torch
 
-    found = ["cpu"]
+    from trellis_kernels import cuda_device
+
+    try:
+        module = importlib.import_module("trellis_kernels._cuda")
+    except ImportError as error:
+        how = "with nvcc in PATH or CUDA_HOME, run `pip install -e .` in the project"
+        return f"not compiled ({error}): {how}", False
+    built = ", ".join(f"sm_{architecture}" for architecture in module.architectures)
+    text = f"compiled for {built}; newer GPUs translate compute_{module.architectures[-1]}"
     for index in range(torch.cuda.device_count()):
         major, minor = torch.cuda.get_device_capability(index)
-        found.append(f"cuda:{index} {torch.cuda.get_device_name(index)} (sm_{major}{minor})")
+        device = cuda_device.Properties(torch.cuda.get_device_name(index), (major, minor), 0, 0)
+        try:
+            cuda_device.require_code_for(device, module.architectures)
+        except RuntimeError as error:
+            return str(error), False
+    return text, True
+
+
+def _gpus() -> list[str]:
+    import torch
+
+    found = []
+    for index in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(index)
+        memory = f"{device.total_memory / 2**30:.1f} GiB"
+        found.append(f"cuda:{index} {device.name} (sm_{device.major}{device.minor}, {memory})")
     return found
+
+
+def _driver() -> str:
+    """The version of the NVIDIA driver, which `nvidia-smi` comes with."""
+    smi = shutil.which("nvidia-smi")
+    if smi is None:
+        return "not found"
+    command = [smi, "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"nvidia-smi does not answer: {error}"
+    lines = done.stdout.split("\n")
+    return lines[0].strip() if done.returncode == 0 else f"nvidia-smi fails: {lines[0].strip() or done.stderr.strip()}"
 
 
 def _background() -> str:
@@ -80,6 +131,13 @@ def _video() -> str:
     if shutil.which("ffmpeg"):
         return "H.264 through ffmpeg on PATH"
     return "MPEG-4 through OpenCV (install the extra [video] for H.264)"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _has(module: str) -> bool:
