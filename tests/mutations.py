@@ -100,8 +100,8 @@ MUTATIONS = [
     Mutation(
         "removed atomic: two threads may both set a bit of a group and lose one",
         "csrc/cuda/voxel_hash.cu",
-        "const Word before = atomicOr(&table.slots[slot].occupied, cube.bit());",
-        "auto& o = table.slots[slot].occupied;\n  const Word before = o;\n  atomicExch(&o, before | cube.bit());",
+        "const unsigned before = atomicOr(&table.slots[slot].occupied, brick.bit());",
+        "auto& o = table.slots[slot].occupied;\n  const unsigned before = o;\n  atomicExch(&o, before | brick.bit());",
         _VOXEL_HASH,
     ),
     Mutation(
@@ -143,7 +143,7 @@ MUTATIONS = [
         "a probe does not go round the end of the table",
         "csrc/cuda/voxel_hash.cu",
         "at = at + 1 < table.capacity ? at + 1 : 0;",
-        "if (++at == table.capacity) return -1;",
+        "if (++at == table.capacity) break;",
         _VOXEL_HASH,
     ),
     Mutation(

@@ -1,6 +1,7 @@
-// A hash table of groups of 64 voxels each: a key, and one bit for each voxel that is there. Open addressing with
-// linear probing in zeroed memory; keys are never removed, so that inserting needs one compare-and-swap. What a group's
-// bits are and where its key stands may depend on the order in which threads come; nothing that is returned does.
+// A hash table of groups of 32 voxels each: a key, one bit for each voxel that is there, and where the rows of the
+// group begin, in 16 bytes that one load reads. Open addressing with linear probing in zeroed memory; keys are never
+// removed, so that inserting needs one compare-and-swap. Where a group stands and where its rows begin may depend on
+// the order in which threads come; nothing that is returned does.
 #pragma once
 #include "launch.h"
 #include "voxel_hash.h"
@@ -14,8 +15,9 @@ constexpr int kThreads = 256;
 constexpr int kLimit = 65535;
 
 struct alignas(16) Slot {
-  Word key;       // zero: empty
-  Word occupied;  // which of the group's 64 places hold a voxel
+  Word key;           // zero: empty
+  unsigned occupied;  // which of the group's 32 places hold a voxel
+  int base;           // the first of its rows
 };
 
 struct Table {
@@ -27,8 +29,8 @@ struct Group {
   Word key;
   int place;  // of the voxel in its group
 
-  __device__ Word bit() const { return Word{1} << place; }
-  __device__ Word below() const { return bit() - 1; }
+  __device__ unsigned bit() const { return 1u << place; }
+  __device__ unsigned below() const { return bit() - 1; }
 };
 
 __device__ bool in_range(int4 voxel, int limit) {  // batch, x, y, z

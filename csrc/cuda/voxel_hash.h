@@ -4,15 +4,15 @@
 namespace trellis::cuda {
 
 using Coords = TensorView<const int32_t, 2>;  // [N, 4]: batch, x, y, z
-using Slots = TensorView<int64_t, 2>;         // [capacity, 2]: key and occupancy of the hash table, zero where empty
+using Slots = TensorView<int64_t, 2>;         // [capacity, 2]: 16 bytes for each slot of the hash table, zeros
 
-// neighbors [N, kernel_size^3]: row of each neighbor or -1. slots: zeros. Room to work in: bases [capacity],
-// slot_of [N], rows [N], and counter [1], a zero.
-void neighbor_map(Coords coords, int64_t kernel_size, Slots slots, TensorView<int32_t, 1> bases,
-                  TensorView<int32_t, 1> slot_of, TensorView<int32_t, 1> rows, TensorView<int32_t, 1> counter,
-                  TensorView<int32_t, 2> neighbors, int64_t stream);
+// neighbors [N, kernel_size^3]: row of each neighbor or -1. Room to work in: slot_of and rows [N],
+// counter [1], a zero.
+void neighbor_map(Coords coords, int64_t kernel_size, Slots slots, TensorView<int32_t, 1> slot_of,
+                  TensorView<int32_t, 1> rows, TensorView<int32_t, 1> counter, TensorView<int32_t, 2> neighbors,
+                  int64_t stream);
 
-// Coarse voxels in runs of 64 along z. keys, used [N]: of the runs in the order of their first appearance, at random
+// Coarse voxels in runs of 32 along z. keys, used [N]: of the runs in the order of their first appearance, at random
 // within it; counts [2], zeros: becomes how many runs and how many coarse voxels there are. slot_of [N]: ~slot for the
 // voxel that was the first in its coarse voxel, else slot.
 void gather_runs(Coords coords, int64_t factor, Slots slots, TensorView<int32_t, 1> slot_of,
@@ -21,11 +21,11 @@ void gather_runs(Coords coords, int64_t factor, Slots slots, TensorView<int32_t,
 // sizes [runs]: coarse voxels of run used[order[i]].
 void run_sizes(Slots slots, TensorView<const int32_t, 1> used, TensorView<const int64_t, 1> order,
                TensorView<int32_t, 1> sizes, int64_t stream);
-// ends [runs]: cumulated sizes; bases [capacity]: the first coarse row of each run.
+// ends [runs]: cumulated sizes.
 void write_coarse(Coords coords, int64_t factor, Slots slots, TensorView<const int32_t, 1> slot_of,
                   TensorView<const int32_t, 1> used, TensorView<const int64_t, 1> order,
-                  TensorView<const int32_t, 1> ends, TensorView<int32_t, 1> bases, TensorView<int32_t, 2> coarse,
-                  TensorView<int32_t, 1> inverse, int64_t stream);
+                  TensorView<const int32_t, 1> ends, TensorView<int32_t, 2> coarse, TensorView<int32_t, 1> inverse,
+                  int64_t stream);
 
 void subdivide_coords(Coords coords, TensorView<int32_t, 2> children, int64_t stream);
 

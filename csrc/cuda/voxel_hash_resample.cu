@@ -8,9 +8,9 @@ __device__ int4 divided(int4 voxel, int factor) {
   return {voxel.x, voxel.y / factor, voxel.z / factor, voxel.w / factor};
 }
 
-// Runs of 64 along z: sorted keys and then places are the lexicographic order of voxels.
+// Runs of 32 along z: sorted keys and then places are the lexicographic order of voxels.
 __device__ Group run_of(int4 voxel) {
-  return {(Word(voxel.x) << 42 | Word(voxel.y) << 26 | Word(voxel.z) << 10 | Word(voxel.w >> 6)) + 1, voxel.w & 63};
+  return {(Word(voxel.x) << 43 | Word(voxel.y) << 27 | Word(voxel.z) << 11 | Word(voxel.w >> 5)) + 1, voxel.w & 31};
 }
 
 __global__ void insert_runs(const int4* __restrict__ coords, int64_t count, int factor, Table table,
@@ -39,25 +39,25 @@ __global__ void insert_runs(const int4* __restrict__ coords, int64_t count, int 
 __global__ void count_runs(Table table, const int* __restrict__ used, const int64_t* __restrict__ order, int64_t count,
                            int* __restrict__ sizes) {
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (i < count) sizes[i] = __popcll(table.slots[used[order[i]]].occupied);
+  if (i < count) sizes[i] = __popc(table.slots[used[order[i]]].occupied);
 }
 
 __global__ void place_runs(Table table, const int* __restrict__ used, const int64_t* __restrict__ order,
-                           const int* __restrict__ ends, int64_t count, int* __restrict__ bases) {
+                           const int* __restrict__ ends, int64_t count) {
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i >= count) return;
-  const int slot = used[order[i]];
-  bases[slot] = ends[i] - __popcll(table.slots[slot].occupied);
+  Slot& slot = table.slots[used[order[i]]];
+  slot.base = ends[i] - __popc(slot.occupied);
 }
 
 __global__ void write_runs(const int4* __restrict__ coords, int64_t count, int factor, Table table,
-                           const int* __restrict__ slot_of, const int* __restrict__ bases, int4* __restrict__ coarse,
-                           int* __restrict__ inverse) {
+                           const int* __restrict__ slot_of, int4* __restrict__ coarse, int* __restrict__ inverse) {
   const int64_t n = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (n >= count) return;
-  const int marked = slot_of[n], slot = marked < 0 ? ~marked : marked;
+  const int marked = slot_of[n];
+  const Slot slot = table.slots[marked < 0 ? ~marked : marked];
   const int4 voxel = divided(coords[n], factor);
-  const int row = bases[slot] + __popcll(table.slots[slot].occupied & run_of(voxel).below());
+  const int row = slot.base + __popc(slot.occupied & run_of(voxel).below());
   inverse[n] = row;
   if (marked < 0) coarse[row] = voxel;  // one of those that share it
 }
@@ -137,16 +137,16 @@ void run_sizes(Slots slots, TensorView<const int32_t, 1> used, TensorView<const 
 
 void write_coarse(Coords coords, int64_t factor, Slots slots, TensorView<const int32_t, 1> slot_of,
                   TensorView<const int32_t, 1> used, TensorView<const int64_t, 1> order,
-                  TensorView<const int32_t, 1> ends, TensorView<int32_t, 1> bases, TensorView<int32_t, 2> coarse,
-                  TensorView<int32_t, 1> inverse, int64_t stream) {
+                  TensorView<const int32_t, 1> ends, TensorView<int32_t, 2> coarse, TensorView<int32_t, 1> inverse,
+                  int64_t stream) {
   const int64_t count = coords.size(0), runs = order.size(0);
   expect(slot_of.size(0) == count && inverse.size(0) == count, "slot_of and inverse must be [N]");
   expect(used.size(0) >= runs && ends.size(0) == runs, "used must hold what order points to, ends be like order");
-  expect(bases.size(0) == slots.size(0) && coarse.size(1) == 4, "bases must be [capacity], coarse [M, 4]");
+  expect(coarse.size(1) == 4, "coarse must be [M, 4]");
   launch({"place_runs", blocks(runs, kThreads), kThreads, stream}, place_runs, table_of(slots), used.data, order.data,
-         ends.data, runs, bases.data);
+         ends.data, runs);
   launch({"write_runs", blocks(count, kThreads), kThreads, stream}, write_runs, rows_of(coords), count, clamped(factor),
-         table_of(slots), slot_of.data, bases.data, reinterpret_cast<int4*>(coarse.data), inverse.data);
+         table_of(slots), slot_of.data, reinterpret_cast<int4*>(coarse.data), inverse.data);
 }
 
 void subdivide_coords(Coords coords, TensorView<int32_t, 2> children, int64_t stream) {

@@ -1,7 +1,7 @@
 """Voxel maps: reference, brute force, the analytic map of subdivided voxels, golden values."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -20,6 +20,7 @@ from trellis_kernels import (
     unique_coords,
     use_reference,
 )
+from trellis_kernels.voxel_hash import cuda as launches
 
 ENDS = torch.tensor([0, 1, 3, 4, 65531, 65532, 65534, 65535])
 SETS = {
@@ -187,6 +188,85 @@ def test_results_do_not_depend_on_the_thread_count() -> None:
         results.append((neighbors, *coarsen(coords), subdivide_coords(coords), subdivided_neighbor_map(neighbors)))
     torch.set_num_threads(threads)
     assert all(torch.equal(one, three) for one, three in zip(*results, strict=True))
+
+
+CUDA_KERNELS = pytest.mark.parametrize(
+    "backend", ["emulated", pytest.param("cuda", marks=pytest.mark.gpu)], indirect=True
+)
+
+
+@CUDA_KERNELS
+@voxel_sets
+def test_a_hash_table_without_an_empty_slot_is_searched_to_its_end(
+    backend: str, coords: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every look-up of an empty brick passes all slots, every insertion those taken before it."""
+    coords = to_backend(coords[:400], backend)
+    with use_reference():
+        expected = [neighbor_map(coords), *coarsen(coords)]
+        bricks = len((coords // coords.new_tensor([1, 2, 4, 4])).unique(dim=0)) if len(coords) else 1
+        runs = len((coarsen(coords)[0] // coords.new_tensor([1, 1, 1, 32])).unique(dim=0)) if len(coords) else 1
+    monkeypatch.setattr(launches, "_capacity", lambda voxels: bricks)
+    assert torch.equal(neighbor_map(coords), expected[0])
+    monkeypatch.setattr(launches, "_capacity", lambda voxels: runs)
+    for actual, wanted in zip(coarsen(coords), expected[1:], strict=True):
+        assert torch.equal(actual, wanted)
+
+
+@CUDA_KERNELS
+def test_voxels_whose_bricks_collide_are_told_apart(backend: str) -> None:
+    """Bricks that all belong into the same few slots of a table at its usual size."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randint(2**15, (120_000,), generator=generator, device="cpu").unique()
+    keys = (x << 28) + 1
+    count = 200
+    home = [mixed(key) * 2 * count >> 32 for key in keys.tolist()]
+    x = x[torch.tensor(home, device="cpu") < 3][:count]
+    assert len(x) == count
+    rows = torch.stack([torch.zeros_like(x), 2 * x, torch.zeros_like(x), torch.zeros_like(x)], 1)
+    coords = to_backend(rows[torch.randperm(count, generator=generator, device="cpu")].int(), backend)
+    with use_reference():
+        expected = neighbor_map(coords)
+    assert torch.equal(neighbor_map(coords), expected)
+
+
+def mixed(key: int) -> int:
+    """Upper half of the kernel's hash: murmur3's finalizer."""
+    for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+        key = (key ^ key >> 33) * factor % 2**64
+    return (key ^ key >> 33) >> 32
+
+
+@pytest.mark.parametrize("backend", ["emulated"], indirect=True)
+def test_a_hash_table_that_is_too_small_is_an_error(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launches, "_capacity", lambda voxels: 2)
+    with pytest.raises(ValueError, match="the hash table is full"):
+        neighbor_map(SETS["full grid"])
+    with pytest.raises(ValueError, match="the hash table is full"):
+        unique_coords(SETS["full grid"])
+
+
+def test_more_voxels_than_a_gpu_table_holds_are_an_error() -> None:
+    with pytest.raises(ValueError, match=r"coords must have fewer than 2\*\*30 rows on a GPU; got 1073741824"):
+        launches._capacity(2**30)
+
+
+@pytest.mark.parametrize("backend", ["emulated"], indirect=True)
+def test_the_gpu_is_waited_for_only_where_a_size_depends_on_data(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    coords, waits = random_voxels(6, 0.4), []
+
+    def counted(name: str) -> Callable[..., object]:
+        real = getattr(Tensor, name)
+        return lambda *arguments: waits.append(name) or real(*arguments)
+
+    for name in ("tolist", "item", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__index__"):
+        monkeypatch.setattr(Tensor, name, counted(name))
+    neighbors = neighbor_map(coords)
+    subdivided_neighbor_map(neighbors)
+    subdivide_coords(coords)
+    assert waits == []
+    coarsen(coords)
+    assert waits == ["tolist"]
 
 
 @CUDA_BACKENDS

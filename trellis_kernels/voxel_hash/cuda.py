@@ -11,14 +11,11 @@ from trellis_kernels import cuda_device
 def neighbor_map(coords: Tensor, kernel_size: int) -> Tensor:
     coords, count = cuda_device.aligned(coords), coords.shape[0]
     slots = coords.new_zeros(_capacity(count), 2, dtype=torch.int64)
-    bases, slot_of, rows = coords.new_empty(len(slots)), coords.new_empty(count), coords.new_empty(count)
-    counter = coords.new_zeros(1)
+    slot_of, rows, counter = coords.new_empty(count), coords.new_empty(count), coords.new_zeros(1)
     neighbors = coords.new_empty(count, kernel_size**3)
     native = cuda_device.native(coords)
     with cuda_device.guard(coords):
-        native.neighbor_map(
-            coords, kernel_size, slots, bases, slot_of, rows, counter, neighbors, cuda_device.stream(coords)
-        )
+        native.neighbor_map(coords, kernel_size, slots, slot_of, rows, counter, neighbors, cuda_device.stream(coords))
     return neighbors
 
 
@@ -36,8 +33,8 @@ def coarsen(coords: Tensor, factor: int) -> tuple[Tensor, Tensor]:
         sizes = coords.new_empty(runs)
         native.run_sizes(slots, used, order, sizes, stream)
         ends = sizes.cumsum(0, dtype=torch.int32)
-        bases, coarse, inverse = coords.new_empty(len(slots)), coords.new_empty(voxels, 4), coords.new_empty(count)
-        native.write_coarse(coords, factor, slots, slot_of, used, order, ends, bases, coarse, inverse, stream)
+        coarse, inverse = coords.new_empty(voxels, 4), coords.new_empty(count)
+        native.write_coarse(coords, factor, slots, slot_of, used, order, ends, coarse, inverse, stream)
     return coarse, inverse
 
 
