@@ -8,7 +8,7 @@ from tests.support.scenes import random_voxels, shuffled_within_samples
 from trellis.nn.attention import AttentionMode, Windows, attention_layout
 from trellis.nn.block import ModulatedBlock, TransformerBlock
 from trellis.nn.segments import Segments
-from trellis.nn.sparse import SparseTensor, VoxelGrid, coarser, finer, neighbors
+from trellis.nn.sparse import SparseTensor, VoxelGrid, coarser, finer, neighbors, repeated
 
 
 def voxels(batch: int = 2) -> SparseTensor:
@@ -90,6 +90,19 @@ def test_the_finer_grid_knows_its_neighbors() -> None:
     assert torch.equal(fine.derive(neighbors, 3), expected)
 
 
+def test_the_maps_of_a_repeated_grid_are_those_that_would_be_found() -> None:
+    grid = voxels(2).grid
+    thrice = grid.derive(repeated, 3)
+    assert thrice.segments.lengths == grid.segments.lengths * 3
+    found = VoxelGrid(thrice.coords, thrice.segments, 12)
+    assert torch.equal(thrice.derive(neighbors, 3), found.derive(neighbors, 3))
+    ours, expected = thrice.derive(coarser, 2), found.derive(coarser, 2)
+    assert torch.equal(ours.inverse, expected.inverse)
+    assert torch.equal(ours.grid.coords, expected.grid.coords)
+    assert ours.grid.segments.lengths == expected.grid.segments.lengths
+    assert torch.equal(ours.grid.derive(neighbors, 3), expected.grid.derive(neighbors, 3))
+
+
 @pytest.mark.parametrize("mode", ["full", "swin", "shift_window", "shift_sequence", "shift_order"])
 @pytest.mark.parametrize("block", range(4))
 def test_attention_layouts_partition_each_sample(mode: AttentionMode, block: int) -> None:
@@ -136,13 +149,3 @@ def test_modulated_block_on_ragged_samples_is_the_block_on_each() -> None:
     parts = zip(x.split(lengths), timestep.split(1), context.split(context_lengths), strict=True)
     apart = [block(part, Segments.of([len(part)]), t, c, Segments.of([len(c)])) for part, t, c in parts]
     torch.testing.assert_close(together, torch.cat(apart), rtol=1e-5, atol=1e-5)
-
-
-def test_block_compiles_whole_and_not_again_for_other_lengths() -> None:
-    block = ModulatedBlock(16, 8, 2).requires_grad_(False)
-    compiled = torch.compile(block, fullgraph=True, dynamic=True, backend="aot_eager")
-    torch._dynamo.utils.counters.clear()
-    for lengths in ((5, 9), (7, 2), (11, 3)):
-        segments, context = Segments.of(lengths), Segments.of((4, 6))
-        arguments = (torch.randn(sum(lengths), 16), segments, torch.randn(2, 16), torch.randn(10, 8), context)
-        torch.testing.assert_close(compiled(*arguments), block(*arguments), rtol=1e-5, atol=1e-5)

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
-from trellis.models.config import Model
-from trellis.models.structure_flow import FlowConfig, initialise_flow_
+from trellis.models.structure_flow import FlowConfig, FlowModel, initialise_flow_
 from trellis.nn.block import modulation_layer
+from trellis.nn.context import Context
 from trellis.nn.conv import SparseResBlock, zero_
 from trellis.nn.embedding import TimestepEmbedder, position_embedding
-from trellis.nn.segments import Segments
 from trellis.nn.sparse import SparseTensor
 
 
@@ -44,7 +43,7 @@ class LatentFlowConfig(FlowConfig):
                 raise ValueError(f"patch_size must be 2 with io_block_channels; got {self.patch_size}")
 
 
-class LatentFlow(Model):
+class LatentFlow(FlowModel):
     """``model(x, t [B] in [0, 1000], cond [B, L, Cc]) -> velocity`` on the voxels of the SparseTensor `x`."""
 
     def __init__(self, config: LatentFlowConfig) -> None:
@@ -75,13 +74,12 @@ class LatentFlow(Model):
         for block in initialised_last:
             zero_(block.conv2)
 
-    def forward(self, x: SparseTensor, t: Tensor, cond: Tensor) -> SparseTensor:
+    def forward(self, x: SparseTensor, t: Tensor, cond: Tensor | Context) -> SparseTensor:
         config, dtype = self.config, self.torso_dtype
         timestep = self.t_embedder(t)
         if config.share_mod:
             timestep = self.adaLN_modulation(timestep)
-        timestep, context = timestep.to(dtype), cond.flatten(0, 1).to(dtype)
-        context_segments = Segments.uniform(cond.shape[0], cond.shape[1], x.feats.device)
+        timestep = timestep.to(dtype)
         hidden = x.with_feats(self.input_layer(x.feats).to(dtype))
         skips: list[SparseTensor] = []
         if config.io_block_channels:
@@ -89,9 +87,7 @@ class LatentFlow(Model):
                 hidden = block(hidden, timestep)
                 skips.append(hidden)
         position = position_embedding(hidden.coords[:, 1:], config.model_channels).to(dtype)
-        feats = hidden.feats + position
-        for block in self.blocks:
-            feats = block(feats, hidden.segments, timestep, context, context_segments)
+        feats = self.run_blocks(hidden.feats + position, hidden.segments, timestep, cond)
         hidden = hidden.with_feats(feats)
         if config.io_block_channels:
             for block in self.out_blocks:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import repeat
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
 from trellis.models.config import Model, ModelConfig, initialise_
+from trellis.nn.attention import KeyValue
 from trellis.nn.block import ModulatedBlock, modulation_layer
+from trellis.nn.context import Context
 from trellis.nn.conv import patchify, unpatchify, zero_
 from trellis.nn.embedding import TimestepEmbedder, position_embedding
 from trellis.nn.segments import Segments
@@ -77,7 +81,32 @@ class FlowConfig(ModelConfig):
         )
 
 
-class StructureFlow(Model):
+class FlowModel(Model):
+    """What the two flow models share."""
+
+    blocks: nn.ModuleList
+
+    def context(self, cond: Tensor) -> Context:
+        """What the blocks make of conditions ``[U, L, Cc]``, to be given to `forward` as its `cond` at every step."""
+        blocks = [block for block in self.blocks if isinstance(block, ModulatedBlock)]
+        return Context.of(blocks, cond.to(self.torso_dtype))
+
+    def run_blocks(self, x: Tensor, segments: Segments, timestep: Tensor, cond: Tensor | Context) -> Tensor:
+        """The transformer blocks, ``[N, C] -> [N, C]``; tokens are projected where a `Context` is read."""
+        each: Iterable[Tensor | KeyValue] = cond
+        if isinstance(cond, Context):
+            lengths = cond.segments
+        else:
+            lengths = Segments.uniform(cond.shape[0], cond.shape[1], x.device)
+            each = repeat(cond.flatten(0, 1).to(x.dtype), len(self.blocks))
+        if len(lengths) != len(segments):
+            raise ValueError(f"cond must have batch {len(segments)} like x; got {len(lengths)}")
+        for block, context in zip(self.blocks, each, strict=True):
+            x = block(x, segments, timestep, context, lengths)
+        return x
+
+
+class StructureFlow(FlowModel):
     """``model(x [B, C, R, R, R], t [B] in [0, 1000], cond [B, L, Cc]) -> velocity [B, C, R, R, R]``."""
 
     torso = ("blocks",)
@@ -98,7 +127,7 @@ class StructureFlow(Model):
         self.out_layer = nn.Linear(width, config.out_channels * patch**3)
         initialise_flow_(self)
 
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | Context) -> Tensor:
         config = self.config
         expected = [config.in_channels, *(config.resolution,) * 3]
         if list(x.shape[1:]) != expected:
@@ -106,16 +135,12 @@ class StructureFlow(Model):
         tokens = patchify(x, config.patch_size)
         grid = tokens.shape[2:]
         segments = Segments.uniform(x.shape[0], grid.numel(), x.device)
-        context = Segments.uniform(cond.shape[0], cond.shape[1], x.device)
         hidden = self.input_layer(tokens.flatten(2).mT) + self.pos_emb
         timestep = self.t_embedder(t)
         if config.share_mod:
             timestep = self.adaLN_modulation(timestep)
         dtype = self.torso_dtype
-        hidden, timestep, cond = hidden.flatten(0, 1).to(dtype), timestep.to(dtype), cond.flatten(0, 1).to(dtype)
-        for block in self.blocks:
-            hidden = block(hidden, segments, timestep, cond, context)
-        hidden = hidden.to(x.dtype)
+        hidden = self.run_blocks(hidden.flatten(0, 1).to(dtype), segments, timestep.to(dtype), cond).to(x.dtype)
         out = self.out_layer(layer_norm(hidden, hidden.shape[-1:]))
         return unpatchify(out.unflatten(0, (x.shape[0], *grid)).movedim(-1, 1), config.patch_size).contiguous()
 

@@ -24,6 +24,7 @@ class VoxelGrid:
         coords: ``[N, 4]`` int32 batch, x, y, z, the last three in ``[0, resolution)``; batch is non-decreasing.
         segments: how many voxels each of the B grids has.
         resolution: voxels along each side; None where it is not known.
+        repeats: the grid this one holds several times, and how often (see `repeated`): its maps are used again.
     """
 
     coords: Tensor
@@ -31,6 +32,7 @@ class VoxelGrid:
     resolution: int | None = None
     _derived: dict[Hashable, Any] = field(default_factory=dict, repr=False)
     _lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
+    repeats: tuple[VoxelGrid, int] | None = field(default=None, repr=False)
 
     def derive(self, build: Callable[..., T], *args: Hashable) -> T:
         """``build(self, *args)``, computed once per grid: neighbor maps, window orders, coarser grids.
@@ -153,11 +155,18 @@ class Coarser(NamedTuple):
 
 def neighbors(grid: VoxelGrid, kernel_size: int) -> Tensor:
     """``[N, kernel_size^3]`` int32 rows of the neighbors, -1 where empty. For `VoxelGrid.derive`."""
+    if grid.repeats is not None:
+        base, copies = grid.repeats
+        return _shifted(base.derive(neighbors, kernel_size), copies, len(base.coords))
     return trellis_kernels.neighbor_map(grid.coords, kernel_size)
 
 
 def coarser(grid: VoxelGrid, factor: int) -> Coarser:
     """The grid at ``1/factor`` of the resolution, voxels in lexicographic order. For `VoxelGrid.derive`."""
+    if grid.repeats is not None:
+        base, copies = grid.repeats
+        coarse = base.derive(coarser, factor)
+        return Coarser(coarse.grid.derive(repeated, copies), _shifted(coarse.inverse, copies, len(coarse.grid.coords)))
     coords, inverse = trellis_kernels.coarsen(grid.coords, factor)
     resolution = None if grid.resolution is None else -(-grid.resolution // factor)
     return Coarser(VoxelGrid(coords, Segments.from_index(coords[:, 0], len(grid.segments)), resolution), inverse)
@@ -173,3 +182,22 @@ def finer(grid: VoxelGrid) -> VoxelGrid:
     fine_neighbors = trellis_kernels.subdivided_neighbor_map(grid.derive(neighbors, 3))
     derived: dict[Hashable, Any] = {(neighbors, 3): fine_neighbors}
     return VoxelGrid(trellis_kernels.subdivide_coords(grid.coords), segments, resolution, derived)
+
+
+def repeated(grid: VoxelGrid, copies: int) -> VoxelGrid:
+    """A batch of `copies` times the samples of `grid`, one copy after the other. For `VoxelGrid.derive`.
+
+    Neither its neighbors nor its coarser grid are searched for: they are those of `grid`, at other rows.
+    """
+    first = torch.arange(copies, dtype=torch.int32, device=grid.coords.device) * len(grid.segments)
+    coords = grid.coords.repeat(copies, 1)
+    coords[:, 0] += first.repeat_interleave(len(grid.coords))
+    segments = Segments.of(grid.segments.lengths * copies, coords.device)
+    return VoxelGrid(coords, segments, grid.resolution, repeats=(grid, copies))
+
+
+def _shifted(rows: Tensor, copies: int, count: int) -> Tensor:
+    """Row numbers below `count`, or -1, for each copy: those of the second start at `count`, and so on."""
+    first = torch.arange(copies, dtype=rows.dtype, device=rows.device) * count
+    shifted = rows + first.view(-1, *(1,) * rows.ndim)
+    return torch.where(rows < 0, -1, shifted).flatten(0, 1)

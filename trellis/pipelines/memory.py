@@ -28,6 +28,8 @@ UNITS = {"MB": 10**6, "GB": 10**9, "MIB": 1 << 20, "GIB": 1 << 30}
 WORKSPACE = 256 << 20  # libraries' scratch memory and a pipeline's small tensors
 MARGIN = 1.1  # for kernels' own temporaries
 BRANCHES = 2  # guidance runs the conditional and the unconditional branch as one batch
+CONTEXTS = 4  # so many conditions are kept as keys and values at most
+CONTEXT_TOKENS = 1374  # of an image at the released models' size
 RESULTS = 5_000  # bytes per voxel of what the decoders returned so far: Gaussians, radiance field, mesh
 
 
@@ -135,7 +137,16 @@ def activation_bytes(module: Any, voxels: int, batch: int) -> int:
         exact = voxels * (per_channel * module.config.model_channels + batch * RESULTS)
     else:  # a conditioner
         exact = 80 * batch * module.tokens * module.channels
-    return int(MARGIN * exact) + WORKSPACE
+    return int(MARGIN * exact) + WORKSPACE + context_bytes(module)
+
+
+def context_bytes(module: Any) -> int:
+    """Keys and values of the conditions, which guidance keeps for all steps of a flow."""
+    if not isinstance(module, StructureFlow | LatentFlow):
+        return 0
+    config = module.config
+    tokens = CONTEXTS * CONTEXT_TOKENS
+    return 2 * tokens * config.num_blocks * config.model_channels * module.torso_dtype.itemsize
 
 
 def to_host(module: nn.Module) -> None:
