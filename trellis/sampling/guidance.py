@@ -118,8 +118,8 @@ def multidiffusion(
 
 def _averaged(velocities: list[State], count: int) -> list[State]:
     """The mean of the first `count`, and the others."""
-    mean = _map(lambda *parts: torch.stack(parts).mean(dim=0), velocities[:count])
-    return [mean, *velocities[count:]]
+    velocities[:count] = [_map(lambda *parts: torch.stack(parts).mean(dim=0), velocities[:count])]
+    return velocities
 
 
 def _applies(strength: float, interval: tuple[float, float], t: float) -> bool:
