@@ -39,6 +39,7 @@ class Mutation:
 _VOXEL_HASH = "tests/kernels/test_voxel_hash.py -k emulated"
 _MESH_TOPOLOGY = "tests/kernels/test_mesh_extraction.py -k test_topology and emulated and float32"
 _SERIALIZATION = "tests/kernels/test_serialization.py -k emulated"
+_ATTENTION = "tests/kernels/test_attention_gpu.py -k interpreter"
 
 MUTATIONS = [
     Mutation(
@@ -152,6 +153,55 @@ MUTATIONS = [
         "if (i < entries - first)",
         "if (i + 1 < entries - first)",
         _VOXEL_HASH,
+    ),
+    Mutation(
+        "off-by-one tile edge: a sequence that ends inside a tile loses a slot",
+        "trellis_kernels/attention/triton_tiles.py",
+        "// BLOCK + middle <= slot",
+        "// BLOCK + middle - 1 <= slot",
+        _ATTENTION,
+    ),
+    Mutation(
+        "dropped mask: keys past the end of the sequence count",
+        "trellis_kernels/attention/triton_forward.py",
+        'logits = tl.where((positions < end)[None, :], logits, float("-inf"))',
+        "pass",
+        _ATTENTION,
+    ),
+    Mutation(
+        "the running sum is not corrected when a higher logit comes",
+        "trellis_kernels/attention/triton_forward.py",
+        "total = total * correction + ",
+        "total = total + ",
+        _ATTENTION,
+    ),
+    Mutation(
+        "wrong stride: heads of the log-sum-exp are read one row apart",
+        "trellis_kernels/attention/triton_backward.py",
+        "logarithm = tl.load(logsumexp + row * heads,",
+        "logarithm = tl.load(logsumexp + row,",
+        _ATTENTION,
+    ),
+    Mutation(
+        "dropped mask: in the gradient, keys past the end have a probability",
+        "trellis_kernels/attention/triton_backward.py",
+        "        probability = tl.where((positions < end)[None, :], probability, 0.0)",
+        "        pass",
+        _ATTENTION,
+    ),
+    Mutation(
+        "the last columns of heads of 80 are left out of the logits",
+        "trellis_kernels/attention/triton_tiles.py",
+        "total = add_product(a_tail, tl.trans(b_tail), total, WIDEN)",
+        "pass",
+        _ATTENTION,
+    ),
+    Mutation(
+        "tiles of keys begin one tile late in the gradients of keys",
+        "trellis_kernels/attention/triton_backward.py",
+        "for start in tl.range(begin, whole, BLOCK_Q):",
+        "for start in tl.range(begin + BLOCK_Q, whole, BLOCK_Q):",
+        _ATTENTION,
     ),
 ]
 

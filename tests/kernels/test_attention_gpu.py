@@ -1,6 +1,7 @@
 """The GPU kernels of attention: on host tensors under Triton's interpreter, and on a GPU where there is one."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from tests.support import aot
 from tests.support.attention import by_sequence, by_window, offsets_of, packed
 from tests.support.backends import TRITON_BACKENDS
 from trellis_kernels import use_reference, varlen_attention, window_partition, windowed_attention
+from trellis_kernels.attention import flash
 from trellis_kernels.attention.triton import head_parts
+from trellis_kernels.operator import OPERATORS
 
 TOLERANCE = {
     torch.float32: {"rtol": 1e-5, "atol": 5e-6},
@@ -86,12 +89,12 @@ def test_every_window_is_what_torch_computes_for_it(backend: str) -> None:
     check_truth(windowed_attention(qkv, order, offsets), by_window(qkv, order, offsets), [qkv])
 
 
-def check_truth(out: Tensor, expected: Tensor, inputs: list[Tensor]) -> None:
+def check_truth(out: Tensor, expected: Tensor, inputs: list[Tensor], tolerance: float = 5e-6) -> None:
     upstream = torch.randn_like(out)
     gradients = torch.autograd.grad(out, inputs, upstream)
-    expected_gradients = torch.autograd.grad(expected, inputs, upstream.double())
+    expected_gradients = torch.autograd.grad(expected, inputs, upstream.double(), retain_graph=True)
     for tensor, other in zip((out, *gradients), (expected, *expected_gradients), strict=True):
-        torch.testing.assert_close(tensor.double(), other.double(), rtol=1e-5, atol=3e-6)
+        torch.testing.assert_close(tensor.double(), other.double(), rtol=tolerance, atol=tolerance)
 
 
 @TRITON_BACKENDS
@@ -149,6 +152,18 @@ def test_large_logits_neither_overflow_nor_vanish(backend: str) -> None:
     value, offsets = torch.randn(150, 1, 8), offsets_of([150])
     out = varlen_attention(query, key, value, offsets, offsets)
     torch.testing.assert_close(out.double(), by_sequence(query, key, value, [150], [150]), rtol=0.03, atol=1e-3)
+
+
+@TRITON_BACKENDS
+def test_gradients_are_finite_where_every_logit_is_far_below_zero(backend: str) -> None:
+    """A key past the end of its sequence would have a logit of 0, whose probability would be e^280."""
+    qkv, offsets = torch.randn(50, 3, 1, 8) * 0.1, offsets_of([20, 30])
+    qkv[:, 0] += 10
+    qkv[:, 1] -= 10
+    qkv.requires_grad_()
+    expected = by_window(qkv, order := torch.arange(50).int(), offsets)
+    for out in (varlen_attention(*qkv.unbind(1), offsets, offsets), windowed_attention(qkv, order, offsets)):
+        check_truth(out, expected, [qkv], tolerance=1e-3)
 
 
 @TRITON_BACKENDS
@@ -257,3 +272,32 @@ def test_compiled_for_each_architecture_on_its_tensor_cores() -> None:
     for row in found:
         half = "float16" in row.constants  # of bfloat16 too; float32 products are exact, which those units are not
         assert row.instructions == (expected[row.arch] if half else ()), row
+
+
+@TRITON_BACKENDS
+def test_torchs_flash_attention_can_take_its_place(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Off the GPU a stand-in has the conventions of torch's: log-sum-exp [H, N], +inf where there is no key."""
+
+    def stand_in(query: Tensor, key: Tensor, value: Tensor, *others: Any, return_aux: Any) -> tuple[Tensor, Tensor]:
+        assert others[2:] == (len(query), len(key))
+        assert return_aux.lse
+        out, logsumexp = OPERATORS["trellis_kernels::varlen_attention"].reference(query, key, value, *others[:2])
+        return out, logsumexp.where(logsumexp.isfinite(), torch.inf).T
+
+    if backend != "cuda":
+        monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", stand_in)
+    queries, keys = [5, 0, 30, 4], [7, 2, 40, 0]
+    arguments = [torch.randn(sum(n), 2, 64).half() for n in (queries, keys, keys)] + [
+        offsets_of(queries),
+        offsets_of(keys),
+    ]
+    ours, theirs = (
+        OPERATORS["trellis_kernels::varlen_attention"].reference(*arguments),
+        flash.varlen_attention(*arguments),
+    )
+    for tensor, expected in zip(theirs, ours, strict=True):
+        assert tensor.is_contiguous()
+        torch.testing.assert_close(tensor, expected, **TOLERANCE[torch.float16])
+    monkeypatch.setattr(flash, "FASTER", frozenset({(9, 64)}))
+    assert flash.is_faster(torch.float16, 64, (9, 0))
+    assert not flash.is_faster(torch.float32, 64, (9, 0))

@@ -14,6 +14,7 @@ import triton
 from torch import Tensor
 
 from trellis_kernels import cuda_device
+from trellis_kernels.attention import flash
 from trellis_kernels.attention.triton_backward import key_gradients, query_gradient, window_gradients
 from trellis_kernels.attention.triton_forward import attention_forward
 from trellis_kernels.attention.triton_partition import coordinate_range, window_numbers
@@ -35,10 +36,14 @@ class Tiles(NamedTuple):
 def varlen_attention(
     query: Tensor, key: Tensor, value: Tensor, query_offsets: Tensor, key_offsets: Tensor
 ) -> tuple[Tensor, Tensor]:
+    _expect_supported(query)
+    if flash.is_faster(query.dtype, query.shape[2], cuda_device.properties(query).capability):
+        return flash.varlen_attention(query, key, value, query_offsets, key_offsets)
     return _forward(query, key, value, None, query_offsets, key_offsets)
 
 
 def windowed_attention(qkv: Tensor, order: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    _expect_supported(qkv)
     query, key, value = qkv.unbind(1)
     return _forward(query, key, value, order.contiguous(), offsets, offsets)
 
@@ -176,7 +181,6 @@ def head_parts(width: int) -> tuple[int, int]:
 def _forward(
     query: Tensor, key: Tensor, value: Tensor, order: Tensor | None, query_offsets: Tensor, key_offsets: Tensor
 ) -> tuple[Tensor, Tensor]:
-    _expect_supported(query)
     out, logsumexp = query.new_empty(query.shape), query.new_empty(query.shape[:2], dtype=torch.float32)
     if out.numel() == 0:
         return out, logsumexp
