@@ -40,6 +40,7 @@ _VOXEL_HASH = "tests/kernels/test_voxel_hash.py -k emulated"
 _MESH_TOPOLOGY = "tests/kernels/test_mesh_extraction.py -k test_topology and emulated and float32"
 _SERIALIZATION = "tests/kernels/test_serialization.py -k emulated"
 _ATTENTION = "tests/kernels/test_attention_gpu.py -k interpreter"
+_GAUSSIANS = "tests/kernels/test_gaussians_gpu.py -k emulated"
 
 MUTATIONS = [
     Mutation(
@@ -76,6 +77,48 @@ MUTATIONS = [
         "__shfl_sync(kAll, value, k, 8)",
         "__shfl_sync(kAll, value, k, 4)",
         _MESH_TOPOLOGY,
+    ),
+    Mutation(
+        "removed barrier: a batch is blended before it is in shared memory",
+        "csrc/cuda/gaussians.cu",
+        "    __syncthreads();\n",
+        "",
+        _GAUSSIANS,
+    ),
+    Mutation(
+        "removed barrier: a batch overwrites one that others still blend",
+        "csrc/cuda/gaussians.cu",
+        "    if (__syncthreads_count(finished) == kThreads) break;",
+        "    if (kThreads < 0) break;",
+        _GAUSSIANS,
+    ),
+    Mutation(
+        "off-by-one tile edge: the last tile of a box is left out",
+        "csrc/cuda/gaussians_project.cu",
+        "whole_tile((s.x + reach_x) / kTile + 1, across)",
+        "whole_tile((s.x + reach_x) / kTile, across)",
+        _GAUSSIANS,
+    ),
+    Mutation(
+        "off-by-one tile edge: a patch of pixels ends one too early",
+        "csrc/cuda/gaussians.cuh",
+        "x1 = x0 + static_cast<float>(width - 1)",
+        "x1 = x0 + static_cast<float>(width - 2)",
+        _GAUSSIANS,
+    ),
+    Mutation(
+        "wrong stride: of a splat, half its size",
+        "csrc/cuda/gaussians.cu",
+        "in.splats + int64_t{slot} * kSplat",
+        "in.splats + int64_t{slot} * (kSplat - 4)",
+        _GAUSSIANS,
+    ),
+    Mutation(
+        "a tile's list begins one entry late",
+        "csrc/cuda/gaussians.cu",
+        "begin = in.starts[list];",
+        "begin = in.starts[list] + 1;",
+        _GAUSSIANS,
     ),
     Mutation(
         "wrong stride: the batch lands one bit too low",

@@ -13,6 +13,7 @@
 #define TRELLIS_TENSORS_ON_CUDA
 #endif
 
+#include "gaussians.h"
 #include "mesh_extraction.h"
 #include "serialization.h"
 #include "tensor_caster.h"
@@ -25,6 +26,9 @@ PYBIND11_MODULE(TRELLIS_MODULE, m) {
   m.attr("architectures") = py::tuple(py::cast(std::vector<int>{TRELLIS_ARCHITECTURES}));
 
   // gaussians
+  m.def("project_gaussians", &trellis::cuda::project_gaussians);
+  m.def("list_tiles", &trellis::cuda::list_tiles);
+  m.def("blend_tiles", &trellis::cuda::blend_tiles);
 
   // mesh_extraction
   m.def("mesh_voxel_columns", &trellis::cuda::mesh_voxel_columns);

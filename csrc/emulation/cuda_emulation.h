@@ -45,8 +45,8 @@ extern Self self;
 
 void run(const char* kernel, dim3 grid, dim3 block, const std::function<void()>& thread);
 
-void yield();                         // let others run
-void wait_for_block(Location where);  // until every thread of the block waits here
+void yield();                                    // let others run
+int wait_for_block(bool value, Location where);  // until every thread of the block waits here; how many gave true
 std::array<uint64_t, 32> wait_for_warp(unsigned mask, uint64_t value, Location where);  // what each lane of mask gave
 
 void register_shared(void* data, size_t bytes);

@@ -7,7 +7,15 @@
 
 using TrellisWhere = trellis::emulation::Location;
 
-inline void __syncthreads(TrellisWhere where = TrellisWhere::current()) { trellis::emulation::wait_for_block(where); }
+inline void __syncthreads(TrellisWhere where = TrellisWhere::current()) {
+  trellis::emulation::wait_for_block(false, where);
+}
+inline int __syncthreads_count(int predicate, TrellisWhere where = TrellisWhere::current()) {
+  return trellis::emulation::wait_for_block(predicate != 0, where);
+}
+inline int __syncthreads_or(int predicate, TrellisWhere where = TrellisWhere::current()) {
+  return trellis::emulation::wait_for_block(predicate != 0, where) != 0;
+}
 inline void __syncwarp(unsigned mask = 0xffffffffu, TrellisWhere where = TrellisWhere::current()) {
   trellis::emulation::wait_for_warp(mask, 0, where);
 }

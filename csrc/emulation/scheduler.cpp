@@ -176,7 +176,12 @@ class Grid {
     const Thread& first = threads_.front();
     for (const Thread& thread : threads_)
       if (thread.state != State::at_barrier || !same(thread.where, first.where)) return false;
-    for (Thread& thread : threads_) thread.state = State::ready;
+    uint64_t votes = 0;
+    for (const Thread& thread : threads_) votes += thread.value;
+    for (Thread& thread : threads_) {
+      thread.value = votes;
+      thread.state = State::ready;
+    }
     return true;
   }
 
@@ -255,9 +260,12 @@ void run(const char* kernel, dim3 grid, dim3 block, const std::function<void()>&
 
 void yield() { Grid::current_grid->maybe_yield(); }
 
-void wait_for_block(Location where) {
-  Grid::current_grid->running().where = where;
+int wait_for_block(bool value, Location where) {
+  Thread& thread = Grid::current_grid->running();
+  thread.where = where;
+  thread.value = value;
   Grid::current_grid->suspend(State::at_barrier);
+  return static_cast<int>(thread.value);
 }
 
 std::array<uint64_t, 32> wait_for_warp(unsigned mask, uint64_t value, Location where) {

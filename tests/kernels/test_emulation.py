@@ -41,6 +41,7 @@ def test_emulated_kernels_compute(emulate: Run) -> None:
     assert numbers(emulate("rotate")) == [*range(1, 96), 0]
     assert numbers(emulate("grid_position")) == [100 * block + thread for block in range(12) for thread in range(24)]
     assert numbers(emulate("warp_votes")) == [1] * 96
+    assert numbers(emulate("block_votes")) == [1] * 96
     assert numbers(emulate("histogram")) == [24] * 4
     assert numbers(emulate("empty_grid")) == [0]
 

@@ -8,47 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.support.gaussians import Scene, decoded_scene, orbit_cameras, random_scene
-from tests.support.golden import golden
+from tests.support.backends import CUDA_BACKENDS
+from tests.support.gaussians import (
+    Scene,
+    assert_agree,
+    assert_images_agree,
+    decoded_scene,
+    facing,
+    oracle,
+    orbit_cameras,
+    random_scene,
+)
 from trellis_kernels import _cpu, rasterize_gaussians, spherical_harmonics, use_reference
 from trellis_kernels.gaussians import cpu, reference
-
-Rasterized = tuple[Tensor, Tensor, Tensor, Tensor]
-
-
-def oracle() -> tuple[dict[str, Tensor], tuple[object, ...]]:
-    item = golden("render_gaussian_oracle").tensors
-    colors = spherical_harmonics(item["in.features_dc"][:, None], torch.zeros(400, 3))
-    gaussians = (item["in.xyz"], item["in.quat_wxyz"], item["in.scale"], item["in.opacity"][:, 0], colors)
-    return item, (*gaussians, item["in.extrinsics"][None], item["in.intrinsics"][None], 64, 64, item["in.bg"], 0.1)
-
-
-def assert_images_agree(actual: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
-    """Equal but for the few pixels where rounding moves a Gaussian across a threshold; ``[..., H, W]`` or with C."""
-    assert actual.shape == expected.shape
-    assert torch.equal(actual.isfinite(), expected.isfinite())
-    different = ((actual - expected).abs() > tolerance).sum().item()
-    assert different <= max(2, actual.numel() // 1000), f"{different} of {actual.numel()} values differ"
-
-
-def both(scene: Scene, width: int, height: int, kernel_size: float = 0.1) -> tuple[Rasterized, Rasterized]:
-    """Kernel and reference, with what the operator keeps for a backward."""
-    arguments = (*scene, width, height, kernel_size)
-    actual = torch.ops.trellis_kernels.rasterize_gaussians(*arguments)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # its operations are too small to be shared out
-    try:
-        with use_reference():
-            return actual, torch.ops.trellis_kernels.rasterize_gaussians(*arguments)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def assert_agree(scene: Scene, width: int, height: int, kernel_size: float = 0.1, tolerance: float = 1e-4) -> None:
-    actual, expected = both(scene, width, height, kernel_size)
-    for one, other in zip(actual[:3], expected[:3], strict=True):
-        assert_images_agree(one, other, tolerance)
-    assert (actual[3] != expected[3]).sum() <= max(2, expected[3].numel() // 1000)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -150,21 +122,6 @@ def test_result_does_not_depend_on_the_number_of_threads() -> None:
         assert all(torch.equal(one, other) for one, other in zip(result, results[0], strict=True))
 
 
-def facing(means: list[list[float]], scale: float, opacities: list[float]) -> Scene:
-    """Round Gaussians before a camera at the origin that looks along z; colors are unit vectors."""
-    count = len(means)
-    return Scene(
-        torch.tensor(means),
-        torch.tensor([[1.0, 0, 0, 0]]).repeat(count, 1),
-        torch.full((count, 3), scale),
-        torch.tensor(opacities),
-        torch.eye(count),
-        torch.eye(4)[None],
-        torch.tensor([[[1.0, 0, 0.5], [0, 1.0, 0.5], [0, 0, 1]]]),
-        torch.zeros(1, count),
-    )
-
-
 def test_one_gaussian_is_its_closed_form(instruction_set: str) -> None:
     """On the axis its picture is exp(-r^2 / 2 s^2) with s^2 = (f scale / z)^2 + kernel, faded by the filter."""
     width, z, scale, kernel, opacity = 65, 2.0, 0.1, 0.3, 0.8
@@ -206,7 +163,8 @@ def test_order_of_the_gaussians_does_not_matter(seed: int) -> None:
     assert_images_agree(one.depths, other.depths, 1e-6)
 
 
-def test_views_are_drawn_as_if_alone() -> None:
+@CUDA_BACKENDS
+def test_views_are_drawn_as_if_alone(backend: str) -> None:
     scene = random_scene(200, views=3)
     together = rasterize_gaussians(*scene.arguments(30, 40))  # type: ignore[arg-type]
     for view in range(3):
@@ -215,7 +173,8 @@ def test_views_are_drawn_as_if_alone() -> None:
         assert all(torch.equal(one[0], many[view]) for one, many in zip(result, together, strict=True))
 
 
-def test_one_background_serves_all_views() -> None:
+@CUDA_BACKENDS
+def test_one_background_serves_all_views(backend: str) -> None:
     scene = random_scene(0, views=2)._replace(background=torch.tensor([0.1, 0.2, 0.3]))
     result = rasterize_gaussians(*scene.arguments(3, 2))  # type: ignore[arg-type]
     assert torch.equal(result.colors, scene.background.expand(2, 2, 3, 3))

@@ -47,6 +47,11 @@ __global__ void warp_votes(const int*, int* out) {
                      partner == (lane ^ 5) && next == (lane < 2 ? lane : lane - 2);
 }
 
+__global__ void block_votes(const int*, int* out) {
+  const int thread = static_cast<int>(threadIdx.x), odd = __syncthreads_count(thread & 1);
+  out[thread] = odd == kThreads / 2 && __syncthreads_or(thread == 40) && !__syncthreads_or(0);
+}
+
 __global__ void histogram(const int* values, int* counts) { atomicAdd(&counts[values[threadIdx.x] % 4], 1); }
 
 // What atomicAdd is there for: the read and the write of one thread with another's in between.
@@ -116,6 +121,7 @@ int main(int, char** arguments) {
       {"rotate_without_barrier", {rotate_block<false>, 1, kThreads, kThreads}},
       {"grid_position", {grid_position, dim3(2, 3, 2), dim3(4, 3, 2), 12 * 24}},
       {"warp_votes", {warp_votes, 1, kThreads, kThreads}},
+      {"block_votes", {block_votes, 1, kThreads, kThreads}},
       {"histogram", {histogram, 1, kThreads, 4}},
       {"lost_updates", {lost_updates, 1, kThreads, 1}},
       {"barrier_not_reached", {barrier_not_reached, 1, kThreads, 1}},

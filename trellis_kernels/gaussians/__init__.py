@@ -108,7 +108,7 @@ _forward = Operator(
     "Tensor extrinsics, Tensor intrinsics, Tensor background, int width, int height, float kernel_size) "
     "-> (Tensor colors, Tensor depths, Tensor transmittances, Tensor last)",
     reference=reference.rasterize_gaussians,
-    kernels={"cpu": "trellis_kernels.gaussians.cpu"},
+    kernels={"cpu": "trellis_kernels.gaussians.cpu", "cuda": "trellis_kernels.gaussians.cuda"},
 )
 
 

@@ -105,7 +105,7 @@ def project(
 
     middle = 0.5 * (a + c)
     radii = (3 * (middle + (middle * middle - det).clamp_min(0.1).sqrt()).sqrt()).ceil()
-    grid = torch.tensor([-(-width // TILE), -(-height // TILE)])
+    grid = torch.tensor([-(-width // TILE), -(-height // TILE)], device=means.device)
     first = _whole((centers - radii[:, None]) / TILE).minimum(grid).clamp_min(0)
     past = _whole((centers + radii[:, None] + (TILE - 1)) / TILE).minimum(grid).clamp_min(0)
 
@@ -130,12 +130,14 @@ def _blend(
     tile_x, tile_y = left // TILE, top // TILE
     x0, y0, x1, y1 = splats.tiles.unbind(-1)
     here = ((x0 <= tile_x) & (tile_x < x1) & (y0 <= tile_y) & (tile_y < y1)).nonzero().squeeze(-1)
-    pixel_y, pixel_x = torch.meshgrid(torch.arange(top, top + height), torch.arange(left, left + width), indexing="ij")
+    device = colors.device
+    rows, columns = torch.arange(top, top + height, device=device), torch.arange(left, left + width, device=device)
+    pixel_y, pixel_x = torch.meshgrid(rows, columns, indexing="ij")
     pixels = torch.stack([pixel_x, pixel_y], -1).view(-1, 1, 2)
 
     image, depth = colors.new_zeros(len(pixels), colors.shape[1]), colors.new_zeros(len(pixels))
-    transmittance, last = colors.new_ones(len(pixels)), torch.full((len(pixels),), -1, dtype=torch.int64)
-    going = torch.ones(len(pixels), dtype=torch.bool)
+    transmittance, last = colors.new_ones(len(pixels)), colors.new_full((len(pixels),), -1, dtype=torch.int64)
+    going = colors.new_ones(len(pixels), dtype=torch.bool)
     for chunk in here.split(_CHUNK) if len(here) else ():
         dx, dy = (splats.centers[chunk] - pixels).unbind(-1)  # [pixels, splats of the chunk]
         xx, xy, yy = splats.conics[chunk].unbind(-1)
@@ -159,7 +161,8 @@ def _blend(
 
 def _position(contributes: Tensor) -> Tensor:
     """Position of the last True in each row, -1 if there is none."""
-    return (contributes * torch.arange(1, contributes.shape[-1] + 1)).amax(-1) - 1
+    positions = torch.arange(1, contributes.shape[-1] + 1, device=contributes.device)
+    return (contributes * positions).amax(-1) - 1
 
 
 def _rotations(quats: Tensor) -> Tensor:
