@@ -52,6 +52,7 @@ class Pipeline:
         token: str | None = None,
         low_memory: bool = False,
         memory: str | int | None = None,
+        cuda_graphs: bool = False,
     ) -> Self:
         """Load a pipeline in the official folder format.
 
@@ -66,10 +67,14 @@ class Pipeline:
             memory: what may be used of a GPU: ``"16GB"``, ``"8GB"``, ``"6GB"`` or a number of bytes. Models that do not
                 fit beside the others wait in page-locked host memory and are copied to the GPU for their stage. The
                 CUDA context (some 0.5 GB) comes on top. None: all are on the device. Without effect on a CPU.
+            cuda_graphs: record the structure flow's step as a CUDA graph and replay it, so that slow Python cannot hold
+                up the GPU. Costs a copy of its conditions and the recording at the first steps; not with `memory` or
+                `low_memory`. Not tried on a GPU yet, hence off.
 
         Raises:
             CheckpointError: a file is missing or does not fit; it is named.
-            ValueError: the budget is too small for the largest stage; it is named with what it needs.
+            ValueError: `cuda_graphs` without a CUDA device; or the budget is too small for the largest stage, which is
+                named with what it needs.
         """
         from trellis.conditioning import load_conditioner
 
@@ -78,7 +83,14 @@ class Pipeline:
         settings = PipelineSettings.from_json(description, cls.official_name, cls.conditioner_key)
         target = torch.device(device)
         store = ModelStore(
-            settings.models, source, device=target, dtype=dtype, hub=hub, low_memory=low_memory, memory=budget
+            settings.models,
+            source,
+            device=target,
+            dtype=dtype,
+            hub=hub,
+            low_memory=low_memory,
+            memory=budget,
+            cuda_graphs=cuda_graphs,
         )
         conditioner = load_conditioner(
             settings.conditioner if settings.conditioner is not None else cls.default_conditioner,

@@ -12,8 +12,10 @@ from torch import nn
 
 from trellis.checkpoints import CheckpointError, HubOptions, confined, load_model, read_json
 from trellis.models.config import Model
+from trellis.models.structure_flow import StructureFlow
 from trellis.pipelines.memory import Plan, Stage, activation_bytes, plan, to_host, visiting, weight_bytes
 from trellis.pipelines.settings import MAX_VOXELS
+from trellis.sampling.graphs import GraphedFlow
 
 BUNDLED = Path(__file__).parents[1] / "pretrained" / "nano"
 
@@ -30,6 +32,7 @@ class ModelStore:
         low_memory: load a model when its stage begins and drop it when the stage ends.
         memory: bytes that may be used on a GPU: models that do not fit beside the others wait in host memory, once
             `adopt` or `place` has said so. None: all models are on the device.
+        cuda_graphs: replay the structure flow as a CUDA graph.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class ModelStore:
         hub: HubOptions,
         low_memory: bool,
         memory: int | None = None,
+        cuda_graphs: bool = False,
     ) -> None:
         if low_memory and memory is not None:
             raise ValueError(
@@ -49,6 +53,10 @@ class ModelStore:
             )
         self.paths, self.source, self.hub = dict(paths), source, hub
         self.device, self.dtype, self.low_memory, self.memory = device, dtype, low_memory, memory
+        if cuda_graphs and (low_memory or memory is not None):
+            raise ValueError("cuda_graphs needs the models to stay where they are: not with low_memory or memory")
+        self.cuda_graphs = cuda_graphs
+        self._graphed: dict[str, GraphedFlow] = {}
         self.plan: Plan | None = None
         self._loaded: dict[str, Model] = {}
         self._adopted: dict[str, nn.Module] = {}
@@ -86,7 +94,7 @@ class ModelStore:
         if kept is not None:
             waits = self.plan is not None and role not in self.plan.resident
             with visiting(kept, self.device) if waits else nullcontext():
-                yield kept
+                yield self._graphed.get(role, kept)
             return
         model = self._load(role)
         yield model
@@ -103,6 +111,8 @@ class ModelStore:
         Raises:
             ValueError: the budget is too small even for an object of one voxel.
         """
+        if self.cuda_graphs and self.device.type != "cuda":
+            raise ValueError(f"cuda_graphs needs a CUDA device; got {self.device}")
         self.plan = None
         if self.memory is not None and self.device.type != "cpu" and self._modules():
             self._sizes = {role: weight_bytes(module) for role, module in self._modules().items()}
@@ -110,6 +120,9 @@ class ModelStore:
         else:
             for module in self._modules().values():
                 module.to(self.device)
+        # New ones after every move: a graph knows its weights by their addresses.
+        flows = {role: model for role, model in self._loaded.items() if isinstance(model, StructureFlow)}
+        self._graphed = {role: GraphedFlow(model) for role, model in flows.items()} if self.cuda_graphs else {}
 
     def prepare(self, voxels: int, batch: int) -> None:
         """Make room for objects of up to `voxels` voxels, `batch` of them at a time.
