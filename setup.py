@@ -26,28 +26,26 @@ from setuptools.command.build_ext import build_ext
 sys.path.insert(0, str(Path(__file__).parent / "csrc" / "toolchain"))
 import cuda_toolchain
 
-CPU_FLAGS = ["-std=c++20", "-O3", "-g0", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wextra", "-fno-math-errno"]
+CPU_FLAGS = ["-std=c++20", "-O3", "-g0", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wextra", "-fno-math-errno",
+             "-MMD"]  # fmt: skip
 INSTRUCTION_SETS = {
     "_avx2": ["-mavx2", "-mfma", "-mf16c"],
     "_avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"],
 }
 X86 = platform.machine().lower() in {"x86_64", "amd64"}
 EMULATED_FLAGS = ["-std=c++20", "-O1", "-g", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas",
-                  "-ffp-contract=off", "-x", "c++", "-DTRELLIS_EMULATED", "-DTRELLIS_ARCHITECTURES=0"]  # fmt: skip
+                  "-ffp-contract=off", "-MMD", "-x", "c++", "-DTRELLIS_EMULATED",
+                  "-DTRELLIS_ARCHITECTURES=0"]  # fmt: skip
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
 
 
-def compile_changed(
-    sources: list[str], folder: str, compile_one: Callable[[str, str], None], key: str = ""
-) -> list[str]:
-    """Objects of the sources, those that are older than their source or any header compiled side by side."""
-    headers = max(path.stat().st_mtime for suffix in ("*.h", "*.cuh") for path in Path("csrc").rglob(suffix))
+def compile_changed(sources: list[str], folder: str, compile_one: Callable[[str, str], None]) -> list[str]:
+    """Objects of the sources, those older than what they are made of compiled side by side."""
     jobs = int(os.environ.get("MAX_JOBS", 0)) or os.cpu_count() or 1
 
     def one(source: str) -> str:
-        # setuptools' own name for it, or one that tells architectures apart
-        target = Path(folder, f"{source}.{key}.o") if key else Path(folder, source).with_suffix(".o")
-        if not target.exists() or target.stat().st_mtime <= max(headers, Path(source).stat().st_mtime):
+        target = Path(folder, source).with_suffix(".o")
+        if not is_current(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             compile_one(source, str(target))
         return str(target)
@@ -56,43 +54,48 @@ def compile_changed(
         return list(pool.map(one, sources))
 
 
+def is_current(target: Path) -> bool:
+    """Whether an object is newer than its source and every header it includes, which the compiler lists beside it."""
+    listing = target.with_suffix(".d")
+    if not target.exists() or not listing.exists():
+        return False
+    names = listing.read_text().partition(":")[2].replace("\\\n", " ").split()
+    return all(Path(name).exists() and Path(name).stat().st_mtime < target.stat().st_mtime for name in names)
+
+
 class BuildNative(build_ext):
     """Compiles the sources of each extension side by side, and only those that changed."""
 
     def build_extension(self, ext: Extension) -> None:
         output = self.get_ext_fullpath(ext.name)
         Path(output).parent.mkdir(parents=True, exist_ok=True)
-        cuda = [source for source in ext.sources if source.endswith(".cu")]
-        objects = compile_changed(
-            [source for source in ext.sources if source not in cuda],
-            self.build_temp,
-            lambda source, target: self._compile_host(ext, source),
-        )
-        if not cuda:
+        toolchain, architectures = getattr(ext, "cuda", (None, ()))
+        folder = str(Path(self.build_temp, "_".join(map(str, architectures))))  # objects know their architectures
+        started = time.monotonic()
+
+        def compile_one(source: str, target: str) -> None:
+            if source.endswith(".cu"):
+                _run(toolchain.compile_command(source, target, ext.include_dirs, architectures))
+            else:
+                self._compile_host(ext, source, folder)
+
+        objects = compile_changed(ext.sources, folder, compile_one)
+        if toolchain is None:
             self.compiler.link_shared_object(objects, output, extra_postargs=["-fopenmp"], target_lang="c++")
             return
-        toolchain, architectures = ext.cuda
-        key = "_".join(map(str, architectures))
-        started = time.monotonic()
-        objects += compile_changed(
-            cuda,
-            self.build_temp,
-            lambda source, target: _run(toolchain.compile_command(source, target, ext.include_dirs, architectures)),
-            key,
-        )
         _run(toolchain.link_command(objects, output))
         size = Path(output).stat().st_size / 2**20
         seconds = time.monotonic() - started
         names = ";".join(map(str, architectures))
         print(f"csrc/cuda: nvcc {toolchain.version} for {names}, {seconds:.0f} s, {size:.1f} MiB")  # noqa: T201
 
-    def _compile_host(self, ext: Extension, source: str) -> None:
+    def _compile_host(self, ext: Extension, source: str, folder: str) -> None:
         flags = [
             flag for suffix, flags in INSTRUCTION_SETS.items() if Path(source).stem.endswith(suffix) for flag in flags
         ]
         self.compiler.compile(
             [source],
-            output_dir=self.build_temp,
+            output_dir=folder,
             include_dirs=ext.include_dirs + self.compiler.include_dirs,
             macros=ext.define_macros,
             extra_postargs=CPU_FLAGS + (flags if X86 else []),

@@ -53,7 +53,22 @@ class Toolchain:
         newest = max(architectures)
         directories = [f"-I{path}" for path in [*include, *self.includes]]
         ptx = f"-gencode=arch=compute_{newest},code=compute_{newest}"
-        return [self.nvcc, *FLAGS, *codes, ptx, "-lineinfo", "--threads", "0", *directories, "-c", source, "-o", target]
+        depends = ["-MMD", "-MF", target.removesuffix(".o") + ".d"]
+        return [
+            self.nvcc,
+            *FLAGS,
+            *codes,
+            ptx,
+            *depends,
+            "-lineinfo",
+            "--threads",
+            "0",
+            *directories,
+            "-c",
+            source,
+            "-o",
+            target,
+        ]
 
     def link_command(self, objects: list[str], target: str) -> list[str]:
         """With the CUDA runtime inside: it shares the context torch made, and needs none of torch's libraries."""
