@@ -22,7 +22,7 @@ from benchmarks.peers import flash_varlen
 from tests.support.scenes import sphere_voxels
 from trellis_kernels import varlen_attention, window_partition, windowed_attention
 
-pytestmark = ON_GPU
+pytestmark = [ON_GPU, pytest.mark.priority(1)]
 FULL = pytest.mark.full
 HEADS, WIDTH = 12, 64
 WINDOWS = [pytest.param(36, id="5k"), pytest.param(70, id="20k"), pytest.param(86, id="30k", marks=FULL)]
@@ -65,7 +65,9 @@ def plain_partition(coords: Tensor, window_size: int, shift: int) -> tuple[Tenso
     return number.argsort(stable=True).int(), torch.tensor([0, *lengths], device=coords.device).cumsum(0).int()
 
 
-def time_direction(benchmark, run: Callable[[], Tensor], inputs: list[Tensor], gflop: float, backward: bool) -> None:
+def time_direction(
+    benchmark, run: Callable[[], Tensor], inputs: list[Tensor], gflop: float, backward: bool, gigabytes: float = 0
+) -> None:
     """`gflop` of one product; forward makes 2 of them, backward 5 more."""
     dtype = inputs[0].dtype
     if backward:
@@ -74,7 +76,7 @@ def time_direction(benchmark, run: Callable[[], Tensor], inputs: list[Tensor], g
         measure(benchmark, step, rounds=2, gflop=7 * gflop, dtype=dtype)
     else:
         with torch.inference_mode():
-            measure(benchmark, run, rounds=3, gflop=2 * gflop, dtype=dtype)
+            measure(benchmark, run, rounds=3, gflop=2 * gflop, gigabytes=gigabytes, dtype=dtype)
 
 
 def check(out: Tensor, expected: Tensor) -> None:
@@ -91,7 +93,8 @@ def test_windows(benchmark, implementation: Callable[..., Windowed], edge: int, 
         f"windows float16 {'forward and backward' if backward else 'forward'}, {len(coords)} voxels, {HEADS} x {WIDTH}"
     )
     check(run(qkv), trellis(order, offsets)(qkv))
-    time_direction(benchmark, lambda: run(qkv), [qkv], products_of(offsets), backward)
+    read_and_written = 1e-9 * qkv.nbytes * 4 / 3
+    time_direction(benchmark, lambda: run(qkv), [qkv], products_of(offsets), backward, read_and_written)
 
 
 @pytest.mark.parametrize("implementation", [trellis, gather_flash_scatter], ids=lambda f: f.__name__)

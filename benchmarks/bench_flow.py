@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.device import ON_CPU, ON_GPU, device, measure
-from benchmarks.full_scale import CONTEXT, seed, seeded_model, voxels
+from benchmarks.full_scale import CONTEXT, seed, seeded_model
 from benchmarks.plain_flow import flow_gflop, graphed, plain_structure_flow
+from benchmarks.scenes import object_voxels
 from trellis.models.structure_flow import FlowConfig, StructureFlow
 from trellis.nn.segments import Segments
 from trellis.nn.sparse import SparseTensor, VoxelGrid
 
-VOXELS = 19_156  # at 64^3, 5657 tokens at the 32^3 of the transformer
 SMALL = FlowConfig(
     resolution=16, in_channels=8, model_channels=256, cond_channels=256, out_channels=8, num_blocks=4, num_heads=4,
     patch_size=2, qk_rms_norm=True,
@@ -81,7 +81,7 @@ def test_structure_step(benchmark, size: str, implementation: str) -> None:
 @ON_GPU
 def test_latent_step(benchmark, implementation: str) -> None:
     model = seeded_model("latent_flow", device(), half=True)
-    one = voxels(VOXELS).coords
+    one = object_voxels()
     coords = torch.cat([one, one + torch.tensor([1, 0, 0, 0], dtype=torch.int32)]).to(device())
     grid = VoxelGrid(coords, Segments.uniform(2, len(one), coords.device), 64)
     with device(), torch.inference_mode():

@@ -17,10 +17,10 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.bench_flow import VOXELS
 from benchmarks.device import ON_GPU, device, measure
-from benchmarks.full_scale import CONTEXT, seeded_model, voxels
+from benchmarks.full_scale import CONTEXT, seeded_model
 from benchmarks.plain_flow import flow_gflop
+from benchmarks.scenes import object_voxels
 from trellis import ImageTo3D
 from trellis.nn.segments import Segments
 from trellis.nn.sparse import SparseTensor, VoxelGrid
@@ -41,7 +41,7 @@ def generate(models: dict[str, Any], image: Image.Image, noise: torch.Tensor, la
         condition.velocity(models["structure_flow"], SAMPLER), noise, SAMPLER, "structure_flow", run
     )
     models["structure_decoder"](structure)
-    coords = voxels(VOXELS).coords.to(noise.device)
+    coords = object_voxels().to(noise.device)
     grid = VoxelGrid(coords, Segments.uniform(1, len(coords), coords.device), 64)
     slat = run_sampler(
         condition.velocity(models["latent_flow"], SAMPLER), SparseTensor(grid, latent), SAMPLER, "latent_flow", run
@@ -53,7 +53,7 @@ def generate(models: dict[str, Any], image: Image.Image, noise: torch.Tensor, la
 @ON_GPU
 def test_full_size(benchmark) -> None:
     models = {stage: seeded_model(stage, device(), half=True) for stage in STAGES}
-    coords = voxels(VOXELS).coords
+    coords = object_voxels()
     image = Image.open(PHOTO).convert("RGB").resize((518, 518))
     with device():
         noise, latent = torch.randn(1, 8, 16, 16, 16), torch.randn(len(coords), 8)
