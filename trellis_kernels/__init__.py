@@ -14,6 +14,7 @@ from trellis_kernels.normalization import (
 from trellis_kernels.operator import OPERATORS, use_reference
 from trellis_kernels.serialization import hilbert_codes, hilbert_order, morton_codes, morton_order
 from trellis_kernels.sparse_conv import (
+    conv_plan,
     pointwise_conv,
     sparse_pool,
     subdivide,
@@ -35,6 +36,7 @@ __all__ = [
     "ExtractedMesh",
     "ExtractionTerms",
     "coarsen",
+    "conv_plan",
     "extract_mesh",
     "gated_residual",
     "head_rms_norm",

@@ -19,10 +19,12 @@ from torch import Tensor
 from trellis_kernels.operator import Operator
 from trellis_kernels.shapes import FLOATS, expect
 from trellis_kernels.sparse_conv import reference
+from trellis_kernels.sparse_conv.orders import plan_orders
 from trellis_kernels.sparse_conv.resampling import POOL_MODES, sparse_pool, subdivide, upsample
 
 __all__ = [
     "POOL_MODES",
+    "conv_plan",
     "pointwise_conv",
     "sparse_pool",
     "subdivide",
@@ -32,10 +34,12 @@ __all__ = [
     "upsample",
 ]
 
-_KERNELS = {"cpu": "trellis_kernels.sparse_conv.cpu"}
+_KERNELS = {"cpu": "trellis_kernels.sparse_conv.cpu", "cuda": "trellis_kernels.sparse_conv.triton"}
 
 
-def submanifold_conv(feats: Tensor, neighbors: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def submanifold_conv(
+    feats: Tensor, neighbors: Tensor, weight: Tensor, bias: Tensor | None = None, plan: Tensor | None = None
+) -> Tensor:
     """Convolve voxel features over their occupied neighbors; the outputs are the voxels of the input.
 
         out[n] = bias + sum_k weight[:, k] @ feats[neighbors[n, k]]      (absent neighbors contribute nothing)
@@ -51,6 +55,7 @@ def submanifold_conv(feats: Tensor, neighbors: Tensor, weight: Tensor, bias: Ten
         weight: ``[Co, K, Ci]``, dtype of `feats`. The stored ``(out, kx, ky, kz, in)`` seen as three dimensions; the
             kernel packs it itself, so no permuted copy is needed.
         bias: ``[Co]``, dtype of `feats`, or None.
+        plan: ``conv_plan(neighbors)``, or None. It saves a GPU making it for this call.
 
     Returns:
         ``[N, Co]``, dtype of `feats`.
@@ -68,10 +73,12 @@ def submanifold_conv(feats: Tensor, neighbors: Tensor, weight: Tensor, bias: Ten
         weight=(weight, "Co K Ci", feats.dtype),
         **({} if bias is None else {"bias": (bias, "Co", feats.dtype)}),
     )
-    return _conv(feats, neighbors, weight, bias)
+    return _conv(feats, neighbors, weight, bias, plan)
 
 
-def submanifold_conv_weight_gradient(feats: Tensor, neighbors: Tensor, out_gradient: Tensor) -> Tensor:
+def submanifold_conv_weight_gradient(
+    feats: Tensor, neighbors: Tensor, out_gradient: Tensor, plan: Tensor | None = None
+) -> Tensor:
     """The gradient of `submanifold_conv` in its weight.
 
         out[o, k, i] = sum_n out_gradient[n, o] * feats[neighbors[n, k], i]
@@ -80,6 +87,7 @@ def submanifold_conv_weight_gradient(feats: Tensor, neighbors: Tensor, out_gradi
         feats: ``[N, Ci]`` float.
         neighbors: ``[N, K]`` int32, as for `submanifold_conv`.
         out_gradient: ``[N, Co]``, dtype of `feats`.
+        plan: ``conv_plan(neighbors, gradients=True)``, or None.
 
     Returns:
         ``[Co, K, Ci]``, dtype of `feats`; the same for any number of threads.
@@ -93,7 +101,35 @@ def submanifold_conv_weight_gradient(feats: Tensor, neighbors: Tensor, out_gradi
         neighbors=(neighbors, "N K", torch.int32),
         out_gradient=(out_gradient, "N Co", feats.dtype),
     )
-    return _conv_weight_gradient(feats, neighbors, out_gradient)
+    return _conv_weight_gradient(feats, neighbors, out_gradient, plan)
+
+
+def conv_plan(neighbors: Tensor, gradients: bool = False) -> Tensor:
+    """Prepare what a GPU's convolutions need to know of a neighbor map, once for all convolutions on it.
+
+    A GPU makes tiles of rows and skips a tap that no row of a tile has, so rows that have the same taps must come
+    together. The plan holds the rows in such orders, beside them the taps of each row as a word of bits, and with
+    `gradients` the rows that have each tap. Only this module reads it. Results are the same with and without.
+
+    Args:
+        neighbors: ``[N, K]`` int32, as for `submanifold_conv`.
+        gradients: whether the weight gradient will be needed, too; without it the plan is much smaller.
+
+    Returns:
+        On a GPU ``[2 P + K * gradients, N + 1]`` int32, with P orders: 2 p holds order p, row 2 p + 1 the taps of each
+        of its rows; then for each tap the rows that have it, ascending, and in column N how many they are. P is 1;
+        4 for K = 27 and N <= 100,000, the last three for the taps of one plane each; 0 for K > 27. On a CPU, whose
+        kernels find pairs on their own, it is empty.
+
+    Raises:
+        ValueError: if `neighbors` does not have two dimensions.
+        TypeError: if `neighbors` is not int32.
+
+    Source:
+        Orders by tap masks, among them Gray-code order: the implicit GEMMs of spconv 2 and FlexGEMM.
+    """
+    expect(neighbors=(neighbors, "N K", torch.int32))
+    return _plan(neighbors, gradients)
 
 
 def pointwise_conv(feats: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -129,7 +165,9 @@ def pointwise_conv(feats: Tensor, weight: Tensor, bias: Tensor | None = None) ->
     return feats @ matrix if bias is None else torch.addmm(bias, feats, matrix)
 
 
-def subdivided_conv(feats: Tensor, neighbors: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def subdivided_conv(
+    feats: Tensor, neighbors: Tensor, weight: Tensor, bias: Tensor | None = None, plan: Tensor | None = None
+) -> Tensor:
     """Subdivide every voxel into its 8 children and convolve those, from the coarse voxels alone.
 
     Equal, up to rounding, to ``submanifold_conv(subdivide(feats), neighbors of the children, weight, bias)``. The
@@ -146,6 +184,7 @@ def subdivided_conv(feats: Tensor, neighbors: Tensor, weight: Tensor, bias: Tens
         neighbors: ``[N, 27]`` int32, of the parents, as for `submanifold_conv`.
         weight: ``[Co, 27, Ci]``, dtype of `feats`: the kernel of the fine convolution, as for `submanifold_conv`.
         bias: ``[Co]``, dtype of `feats`, or None.
+        plan: ``conv_plan(neighbors)``, or None, as for `submanifold_conv`.
 
     Returns:
         ``[8 N, Co]``, dtype of `feats`. Children of parent n at rows ``8 n + 4 dx + 2 dy + dz``, as in `subdivide`.
@@ -160,39 +199,52 @@ def subdivided_conv(feats: Tensor, neighbors: Tensor, weight: Tensor, bias: Tens
         weight=(weight, "Co 27 Ci", feats.dtype),
         **({} if bias is None else {"bias": (bias, "Co", feats.dtype)}),
     )
-    return _subdivided(feats, neighbors, weight, bias)
+    return _subdivided(feats, neighbors, weight, bias, plan)
 
 
+_plan = Operator(
+    "conv_plan(Tensor neighbors, bool gradients) -> Tensor", reference=reference.conv_plan, kernels=_KERNELS
+)
 _conv = Operator(
-    "submanifold_conv(Tensor feats, Tensor neighbors, Tensor weight, Tensor? bias) -> Tensor",
+    "submanifold_conv(Tensor feats, Tensor neighbors, Tensor weight, Tensor? bias, Tensor? plan=None) -> Tensor",
     reference=reference.submanifold_conv,
     kernels=_KERNELS,
 )
 _conv_input_gradient = Operator(
-    "submanifold_conv_input_gradient(Tensor out_gradient, Tensor neighbors, Tensor weight) -> Tensor",
+    "submanifold_conv_input_gradient(Tensor out_gradient, Tensor neighbors, Tensor weight, Tensor? plan=None)"
+    " -> Tensor",
     reference=reference.submanifold_conv_input_gradient,
     kernels=_KERNELS,
 )
 _conv_weight_gradient = Operator(
-    "submanifold_conv_weight_gradient(Tensor feats, Tensor neighbors, Tensor out_gradient) -> Tensor",
+    "submanifold_conv_weight_gradient(Tensor feats, Tensor neighbors, Tensor out_gradient, Tensor? plan=None)"
+    " -> Tensor",
     reference=reference.submanifold_conv_weight_gradient,
     kernels=_KERNELS,
 )
 _subdivided = Operator(
-    "subdivided_conv(Tensor feats, Tensor neighbors, Tensor weight, Tensor? bias) -> Tensor",
+    "subdivided_conv(Tensor feats, Tensor neighbors, Tensor weight, Tensor? bias, Tensor? plan=None) -> Tensor",
     reference=reference.subdivided_conv,
     kernels=_KERNELS,
 )
 _subdivided_input_gradient = Operator(
-    "subdivided_conv_input_gradient(Tensor out_gradient, Tensor neighbors, Tensor weight) -> Tensor",
+    "subdivided_conv_input_gradient(Tensor out_gradient, Tensor neighbors, Tensor weight, Tensor? plan=None) -> Tensor",
     reference=reference.subdivided_conv_input_gradient,
     kernels=_KERNELS,
 )
 _subdivided_weight_gradient = Operator(
-    "subdivided_conv_weight_gradient(Tensor feats, Tensor neighbors, Tensor out_gradient) -> Tensor",
+    "subdivided_conv_weight_gradient(Tensor feats, Tensor neighbors, Tensor out_gradient, Tensor? plan=None) -> Tensor",
     reference=reference.subdivided_conv_weight_gradient,
     kernels=_KERNELS,
 )
+
+
+@_plan.fake
+def _(neighbors: Tensor, gradients: bool) -> Tensor:
+    if neighbors.device.type == "cpu":
+        return neighbors.new_empty(0, 0)
+    rows, taps = neighbors.shape
+    return neighbors.new_empty(2 * plan_orders(rows, taps) + taps * gradients, rows + 1)
 
 
 def _complete(forward: Operator, input_gradient: Operator, weight_gradient: Operator, children: int) -> None:
@@ -203,46 +255,49 @@ def _complete(forward: Operator, input_gradient: Operator, weight_gradient: Oper
     """
 
     @forward.fake
-    def _(feats: Tensor, neighbors: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def _(feats: Tensor, neighbors: Tensor, weight: Tensor, bias: Tensor | None, plan: Tensor | None = None) -> Tensor:
         return feats.new_empty(children * feats.shape[0], weight.shape[0])
 
     @input_gradient.fake
-    def _(out_gradient: Tensor, neighbors: Tensor, weight: Tensor) -> Tensor:
+    def _(out_gradient: Tensor, neighbors: Tensor, weight: Tensor, plan: Tensor | None = None) -> Tensor:
         return out_gradient.new_empty(neighbors.shape[0], weight.shape[2])
 
     @weight_gradient.fake
-    def _(feats: Tensor, neighbors: Tensor, out_gradient: Tensor) -> Tensor:
+    def _(feats: Tensor, neighbors: Tensor, out_gradient: Tensor, plan: Tensor | None = None) -> Tensor:
         return feats.new_empty(out_gradient.shape[1], neighbors.shape[1], feats.shape[1])
 
     def save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:3])
+        ctx.save_for_backward(*inputs[:3], inputs[-1])
 
     def forward_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        feats, neighbors, weight = ctx.saved_tensors
+        feats, neighbors, weight, plan = ctx.saved_tensors
         need = ctx.needs_input_grad
         return (
-            input_gradient(gradient, neighbors, weight) if need[0] else None,
+            input_gradient(gradient, neighbors, weight, plan) if need[0] else None,
             None,
-            weight_gradient(feats, neighbors, gradient) if need[2] else None,
+            weight_gradient(feats, neighbors, gradient, plan) if need[2] else None,
             gradient.sum(0) if need[3] else None,
+            None,
         )
 
     def input_gradient_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        out_gradient, neighbors, weight = ctx.saved_tensors
+        out_gradient, neighbors, weight, plan = ctx.saved_tensors
         need = ctx.needs_input_grad
         return (
-            forward(gradient, neighbors, weight, None) if need[0] else None,
+            forward(gradient, neighbors, weight, None, plan) if need[0] else None,
             None,
-            weight_gradient(gradient, neighbors, out_gradient) if need[2] else None,
+            weight_gradient(gradient, neighbors, out_gradient, plan) if need[2] else None,
+            None,
         )
 
     def weight_gradient_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        feats, neighbors, out_gradient = ctx.saved_tensors
+        feats, neighbors, out_gradient, plan = ctx.saved_tensors
         need = ctx.needs_input_grad
         return (
-            input_gradient(out_gradient, neighbors, gradient) if need[0] else None,
+            input_gradient(out_gradient, neighbors, gradient, plan) if need[0] else None,
             None,
-            forward(feats, neighbors, gradient, None) if need[2] else None,
+            forward(feats, neighbors, gradient, None, plan) if need[2] else None,
+            None,
         )
 
     forward.autograd(forward_backward, save)

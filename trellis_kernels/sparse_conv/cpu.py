@@ -12,34 +12,51 @@ from trellis_kernels.precision import compute_dtype, widened
 from trellis_kernels.sparse_conv.resampling import POOL_MODES
 
 
-def submanifold_conv(feats: Tensor, neighbors: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def conv_plan(neighbors: Tensor, gradients: bool) -> Tensor:
+    """The kernels list the pairs of a block of voxels while they work on it."""
+    return neighbors.new_empty(0, 0)
+
+
+def submanifold_conv(
+    feats: Tensor, neighbors: Tensor, weight: Tensor, bias: Tensor | None, plan: Tensor | None = None
+) -> Tensor:
     bias = feats.new_empty(0) if bias is None else bias
     shape = (feats.shape[0], weight.shape[0])
     return _run(_cpu.submanifold_conv, shape, feats, neighbors, weight, bias)
 
 
-def submanifold_conv_input_gradient(out_gradient: Tensor, neighbors: Tensor, weight: Tensor) -> Tensor:
+def submanifold_conv_input_gradient(
+    out_gradient: Tensor, neighbors: Tensor, weight: Tensor, plan: Tensor | None = None
+) -> Tensor:
     shape = (neighbors.shape[0], weight.shape[2])
     return _run(_cpu.submanifold_conv_input_gradient, shape, out_gradient, neighbors, weight)
 
 
-def submanifold_conv_weight_gradient(feats: Tensor, neighbors: Tensor, out_gradient: Tensor) -> Tensor:
+def submanifold_conv_weight_gradient(
+    feats: Tensor, neighbors: Tensor, out_gradient: Tensor, plan: Tensor | None = None
+) -> Tensor:
     shape = (out_gradient.shape[1], neighbors.shape[1], feats.shape[1])
     return _run(_cpu.submanifold_conv_weight_gradient, shape, feats, neighbors, out_gradient)
 
 
-def subdivided_conv(feats: Tensor, neighbors: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def subdivided_conv(
+    feats: Tensor, neighbors: Tensor, weight: Tensor, bias: Tensor | None, plan: Tensor | None = None
+) -> Tensor:
     bias = feats.new_empty(0) if bias is None else bias
     shape = (8 * feats.shape[0], weight.shape[0])
     return _run(_cpu.subdivided_conv, shape, feats, neighbors, weight, bias)
 
 
-def subdivided_conv_input_gradient(out_gradient: Tensor, neighbors: Tensor, weight: Tensor) -> Tensor:
+def subdivided_conv_input_gradient(
+    out_gradient: Tensor, neighbors: Tensor, weight: Tensor, plan: Tensor | None = None
+) -> Tensor:
     shape = (neighbors.shape[0], weight.shape[2])
     return _run(_cpu.subdivided_conv_input_gradient, shape, out_gradient, neighbors, weight)
 
 
-def subdivided_conv_weight_gradient(feats: Tensor, neighbors: Tensor, out_gradient: Tensor) -> Tensor:
+def subdivided_conv_weight_gradient(
+    feats: Tensor, neighbors: Tensor, out_gradient: Tensor, plan: Tensor | None = None
+) -> Tensor:
     shape = (out_gradient.shape[1], neighbors.shape[1], feats.shape[1])
     return _run(_cpu.subdivided_conv_weight_gradient, shape, feats, neighbors, out_gradient)
 

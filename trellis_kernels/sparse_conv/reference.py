@@ -13,9 +13,35 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from trellis_kernels.precision import compute_dtype
+from trellis_kernels.sparse_conv.orders import locality, plan_orders
 
 
-def submanifold_conv(feats: Tensor, neighbors: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def conv_plan(neighbors: Tensor, gradients: bool) -> Tensor:
+    rows, taps = neighbors.shape
+    present = (neighbors >= 0) & (neighbors < rows)
+    orders = plan_orders(rows, taps)
+    plan = neighbors.new_zeros(2 * orders + taps * gradients, rows + 1)
+    for which in range(orders):
+        size = taps // (orders - 1) if which else taps
+        first = (which - 1) * size if which else 0
+        mask = (present[:, first : first + size].long() << torch.arange(size, device=present.device)).sum(1)
+        place = mask.clone()  # of the mask in Gray-code order
+        for shift in (1, 2, 4, 8, 16):
+            place ^= place >> shift
+        if not which:
+            place += (torch.arange(rows, device=present.device) >> locality(rows)) << taps
+        order = place.argsort(stable=True)
+        plan[2 * which, :rows], plan[2 * which + 1, :rows] = order, mask[order] << first
+    for tap in range(taps * gradients):
+        having = present[:, tap].nonzero()[:, 0]
+        plan[2 * orders + tap, : len(having)] = having
+        plan[2 * orders + tap, rows] = len(having)
+    return plan
+
+
+def submanifold_conv(
+    feats: Tensor, neighbors: Tensor, weight: Tensor, bias: Tensor | None, plan: Tensor | None = None
+) -> Tensor:
     dtype, feats, weight = feats.dtype, _wide(feats), _wide(weight)
     out = feats.new_zeros(feats.shape[0], weight.shape[0])
     for tap in range(weight.shape[1]):
@@ -23,19 +49,25 @@ def submanifold_conv(feats: Tensor, neighbors: Tensor, weight: Tensor, bias: Ten
     return (out if bias is None else out + bias).to(dtype)
 
 
-def submanifold_conv_input_gradient(out_gradient: Tensor, neighbors: Tensor, weight: Tensor) -> Tensor:
+def submanifold_conv_input_gradient(
+    out_gradient: Tensor, neighbors: Tensor, weight: Tensor, plan: Tensor | None = None
+) -> Tensor:
     """The same convolution with the kernel turned round, because the neighbor relation is symmetric."""
     turned = weight.flip(1).permute(2, 1, 0)
     return submanifold_conv(out_gradient, neighbors, turned, None)
 
 
-def submanifold_conv_weight_gradient(feats: Tensor, neighbors: Tensor, out_gradient: Tensor) -> Tensor:
+def submanifold_conv_weight_gradient(
+    feats: Tensor, neighbors: Tensor, out_gradient: Tensor, plan: Tensor | None = None
+) -> Tensor:
     dtype, feats, out_gradient = feats.dtype, _wide(feats), _wide(out_gradient)
     taps = [out_gradient.T @ _rows(feats, neighbors[:, tap]) for tap in range(neighbors.shape[1])]
     return torch.stack(taps, 1).to(dtype)
 
 
-def subdivided_conv(feats: Tensor, neighbors: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def subdivided_conv(
+    feats: Tensor, neighbors: Tensor, weight: Tensor, bias: Tensor | None, plan: Tensor | None = None
+) -> Tensor:
     dtype, feats, weight = feats.dtype, _wide(feats), _wide(weight)
     out = feats.new_zeros(feats.shape[0], 8, weight.shape[0])
     for parent, uses in _fine_taps():
@@ -45,7 +77,9 @@ def subdivided_conv(feats: Tensor, neighbors: Tensor, weight: Tensor, bias: Tens
     return (out if bias is None else out + bias).flatten(0, 1).to(dtype)
 
 
-def subdivided_conv_input_gradient(out_gradient: Tensor, neighbors: Tensor, weight: Tensor) -> Tensor:
+def subdivided_conv_input_gradient(
+    out_gradient: Tensor, neighbors: Tensor, weight: Tensor, plan: Tensor | None = None
+) -> Tensor:
     dtype, weight = out_gradient.dtype, _wide(weight)
     children = _wide(out_gradient).unflatten(0, (-1, 8))
     out = weight.new_zeros(neighbors.shape[0], weight.shape[2])
@@ -55,7 +89,9 @@ def subdivided_conv_input_gradient(out_gradient: Tensor, neighbors: Tensor, weig
     return out.to(dtype)
 
 
-def subdivided_conv_weight_gradient(feats: Tensor, neighbors: Tensor, out_gradient: Tensor) -> Tensor:
+def subdivided_conv_weight_gradient(
+    feats: Tensor, neighbors: Tensor, out_gradient: Tensor, plan: Tensor | None = None
+) -> Tensor:
     dtype, feats = feats.dtype, _wide(feats)
     children = _wide(out_gradient).unflatten(0, (-1, 8))
     out = feats.new_zeros(out_gradient.shape[1], 27, feats.shape[1])
