@@ -92,8 +92,29 @@ def running_on(backend: str) -> Iterator[None]:
     else:
         if backend == "interpreter" and torch.cuda.is_available():
             pytest.skip("this process has Triton compiled for the GPU; the cuda cases run instead")
-        with gpu_kernels_on_host():
+        with gpu_kernels_on_host(), _bfloat16_products() if backend == "interpreter" else nullcontext():
             yield
+
+
+@contextmanager
+def _bfloat16_products() -> Iterator[None]:
+    """Triton's interpreter holds bfloat16 as its bits and multiplies matrices of those bits; here, of their values."""
+    import numpy as np
+    from triton import language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    def values(handle: TensorHandle) -> TensorHandle:
+        if handle.dtype.scalar != tl.bfloat16:
+            return handle
+        return TensorHandle((handle.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+
+    dot = InterpreterBuilder.create_dot
+
+    def create_dot(self: InterpreterBuilder, a: TensorHandle, b: TensorHandle, *rest: Any) -> TensorHandle:
+        return dot(self, values(a), values(b), *rest)
+
+    with patch.object(InterpreterBuilder, "create_dot", create_dot):
+        yield
 
 
 def to_backend(tensor: Tensor, backend: str) -> Tensor:

@@ -94,11 +94,11 @@ def _write_orders(neighbors: Tensor, plan: Tensor, orders: int) -> None:
 def _list_pairs(neighbors: Tensor, lists: Tensor) -> None:
     rows, taps = neighbors.shape
     width = min(32, triton.next_power_of_2(taps))
-    grid = (triton.cdiv(rows, 256), triton.cdiv(taps, width))
+    grid = (triton.cdiv(rows, 128), triton.cdiv(taps, width))
     counts = neighbors.new_empty(taps, grid[0])
-    count_pairs[grid](neighbors, counts, rows, taps, BLOCK=256, BLOCK_TAPS=width)
+    count_pairs[grid](neighbors, counts, rows, taps, BLOCK=128, BLOCK_TAPS=width)
     ends = counts.cumsum(1, dtype=torch.int32)
-    list_pairs[grid](neighbors, ends, lists, rows, taps, BLOCK=256, BLOCK_TAPS=width)
+    list_pairs[grid](neighbors, ends, lists, rows, taps, BLOCK=128, BLOCK_TAPS=width)
 
 
 def _planned(neighbors: Tensor, plan: Tensor | None, gradients: bool) -> Tensor:
@@ -140,7 +140,7 @@ def _gather(
     programs = triton.cdiv(rows, tile.m) * triton.cdiv(co, tile.n + tile.tail)
     parts = plan_parts(rows, taps) if kind == PLAIN.value and ci >= 128 else 1
     steps = triton.cdiv(ci, tile.k) * {PLAIN.value: taps, TO_CHILDREN.value: 8, FROM_CHILDREN.value: 64}[kind]
-    splits = tiles.splits(programs * parts * children, steps // (2 * parts), device)
+    splits = tiles.gather_splits(programs * parts * children, steps // (2 * parts), tile.slots)
     pieces = parts * splits
     target = out if pieces == 1 else feats.new_empty((pieces, *out.shape), dtype=torch.float32)
     with cuda_device.guard(feats):
@@ -171,8 +171,8 @@ def _pairs(children: bool, feats: Tensor, neighbors: Tensor, out_gradient: Tenso
     device = cuda_device.properties(feats)
     tile = tiles.pair_tiles(feats.dtype, exact, co, ci, device)
     matrices = 64 if children else taps
-    programs = triton.cdiv(co, tile.m) * triton.cdiv(ci, tile.n)
-    splits = tiles.splits(programs * matrices, rows // (2 * tile.k), device)
+    programs = triton.cdiv(co, tile.m) * triton.cdiv(ci, tile.n + tile.tail)
+    splits = tiles.pair_splits(programs * matrices, rows, tile.slots)
     direct = splits == 1 and not children
     target = out if direct else feats.new_empty((splits, matrices, co, ci), dtype=torch.float32)
     strides = (0, ci, taps * ci) if direct else (matrices * co * ci, co * ci, ci)
@@ -181,7 +181,8 @@ def _pairs(children: bool, feats: Tensor, neighbors: Tensor, out_gradient: Tenso
             feats, neighbors, lists, out_gradient, target,
             rows, taps, ci, co, lists.stride(0), *strides,
             CHILDREN=children, SPLITS=splits, PRECISION=_precision(exact),
-            BLOCK_M=tile.m, BLOCK_N=tile.n, BLOCK_K=tile.k, num_warps=tile.warps, num_stages=tile.stages,
+            BLOCK_M=tile.m, BLOCK_N=tile.n, BLOCK_T=tile.tail, BLOCK_K=tile.k,
+            num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
         if not direct:
             add_pair_splits[(triton.cdiv(co * ci, 1024), taps)](

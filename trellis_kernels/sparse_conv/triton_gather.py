@@ -4,6 +4,7 @@ A program makes one tile of output rows times output channels. Its reduction run
 the rows of the input are gathered inside that loop, and taps that no row of the tile has are not visited.
 """
 
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-decorators=False
 from __future__ import annotations
 
 import triton
@@ -39,8 +40,27 @@ def _column(tap, child, KIND: tl.constexpr):
 
 @triton.jit
 def _lowest(mask):
-    """Number of the lowest set bit: the exponent of that power of two as a float."""
+    """Number of the lowest set bit, the exponent of that power of two as a float; negative if there is none."""
     return (((mask & -mask).to(tl.float32).to(tl.int32, bitcast=True) >> 23) & 255) - 127
+
+
+@triton.jit
+def _row(plan, position, inside, plan_stride, order, MASKED: tl.constexpr, CACHE: tl.constexpr):
+    """Which row comes at a position."""
+    if MASKED:
+        return tl.load(plan + 2 * order * plan_stride + position, mask=inside, other=0, cache_modifier=CACHE)
+    return position
+
+
+@triton.jit
+def _source(neighbors, row, inside, rows, columns, tap, child, KIND: tl.constexpr):
+    """Rows of the input that a tap reads, -1 for none; a row out of range counts as none."""
+    column = tl.minimum(tl.maximum(_column(tap, child, KIND), 0), columns - 1)  # behind the last tap: anything
+    source = tl.load(neighbors + row.to(tl.int64) * columns + column, mask=inside, other=-1)
+    source = tl.where(source < rows, source, -1).to(tl.int64)
+    if KIND == FROM_CHILDREN:
+        source = tl.where(source < 0, -1, source * 8 + (tap >> 3))
+    return source
 
 
 @triton.jit
@@ -83,8 +103,8 @@ def gather_gemm(
     position = first_row + tl.arange(0, BLOCK_M)
     inside = position < rows
     steps = tl.cdiv(in_channels, BLOCK_K)
+    row = _row(plan, position, inside, plan_stride, order, MASKED, "")
     if MASKED:
-        row = tl.load(plan + (2 * order) * plan_stride + position, mask=inside, other=0)
         masks = tl.load(plan + (2 * order + 1) * plan_stride + position, mask=inside, other=0)
         mask = tl.reduce(masks, 0, _either).to(tl.int64)
         if KIND != PLAIN:
@@ -92,7 +112,6 @@ def gather_gemm(
             mask = tl.sum(((mask >> _column(taps, child, KIND)) & 1) << taps)
         total = tl.sum((mask >> tl.arange(0, 64)) & 1).to(tl.int32) * steps
     else:
-        row = position
         mask = tl.full((), 0, tl.int64)
         total = columns * steps
     begin = (total.to(tl.int64) * (split % SPLITS) // SPLITS).to(tl.int32)
@@ -101,51 +120,58 @@ def gather_gemm(
         for _ in range(begin // steps):
             mask &= mask - 1
 
+    # Offsets inside a tile fit 32 bits; those of tiles are added to the pointer, in 64.
+    weight += first_column.to(tl.int64) * weight_out_stride
     channel = tl.arange(0, BLOCK_K)
     column = first_column + tl.arange(0, BLOCK_N)
+    inner = channel[:, None] * weight_in_stride + tl.arange(0, BLOCK_N)[None, :] * weight_out_stride
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     if BLOCK_T:
         tail_column = first_column + BLOCK_N + tl.arange(0, BLOCK_T)
+        tail_inner = (
+            channel[:, None] * weight_in_stride + (BLOCK_N + tl.arange(0, BLOCK_T))[None, :] * weight_out_stride
+        )
         tail = tl.zeros((BLOCK_M, BLOCK_T), tl.float32)
     step = begin % steps
-    for i in range(begin, end):
-        tap = _lowest(mask) if MASKED else i // steps
-        source = tl.load(
-            neighbors + row.to(tl.int64) * columns + _column(tap, child, KIND), mask=inside, other=-1
-        )  # a row out of range counts as absent
-        present = (source >= 0) & (source < rows)
-        source = source.to(tl.int64)
-        if KIND == FROM_CHILDREN:
-            source = source * 8 + (tap >> 3)
+    tap = _lowest(mask) if MASKED else begin // steps
+    source = _source(neighbors, row, inside, rows, columns, tap, child, KIND)
+    for _ in range(begin, end):
         k = step * BLOCK_K + channel
         a = tl.load(
             feats + source[:, None] * in_channels + k[None, :],
-            mask=present[:, None] & (k < in_channels)[None, :],
+            mask=(source >= 0)[:, None] & (k < in_channels)[None, :],
             other=0.0,
         )
         matrix = columns - 1 - tap if MIRRORED else tap
         if KIND == TO_CHILDREN:
             matrix = child * 8 + tap
-        block = weight + matrix.to(tl.int64) * weight_tap_stride + k[:, None].to(tl.int64) * weight_in_stride
+        block = weight + matrix.to(tl.int64) * weight_tap_stride + (step * BLOCK_K).to(tl.int64) * weight_in_stride
         b = tl.load(
-            block + column[None, :].to(tl.int64) * weight_out_stride,
+            block + inner,
             mask=(k < in_channels)[:, None] & (column < out_channels)[None, :],
             other=0.0,
         )
         acc = tl.dot(a, b, acc, input_precision=PRECISION)
         if BLOCK_T:
             c = tl.load(
-                block + tail_column[None, :].to(tl.int64) * weight_out_stride,
+                block + tail_inner,
                 mask=(k < in_channels)[:, None] & (tail_column < out_channels)[None, :],
                 other=0.0,
             )
             tail = tl.dot(a, c, tail, input_precision=PRECISION)
+        # The rows of the next step are looked up one step ahead, so that gathering does not wait for them.
         step += 1
+        last = step == steps
+        step = tl.where(last, 0, step)
         if MASKED:
-            mask = tl.where(step == steps, mask & (mask - 1), mask)
-        step = tl.where(step == steps, 0, step)
+            mask = tl.where(last, mask & (mask - 1), mask)
+            tap = _lowest(mask)
+        else:
+            tap = tl.where(last, tap + 1, tap)
+        source = _source(neighbors, row, inside, rows, columns, tap, child, KIND)
 
-    target = row.to(tl.int64)
+    # Read again, past L1, rather than kept in registers all the while.
+    target = (_row(plan, position, inside, plan_stride, order, MASKED, ".cg")).to(tl.int64)
     if KIND == TO_CHILDREN:
         target = target * 8 + child
     count = rows.to(tl.int64) * (8 if KIND == TO_CHILDREN else 1)

@@ -1,5 +1,6 @@
 """What the GEMMs know of a neighbor map beforehand: an order of rows, the taps each row has, the pairs of each tap."""
 
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-decorators=False
 from __future__ import annotations
 
 import triton
