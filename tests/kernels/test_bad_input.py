@@ -7,6 +7,8 @@ and `tests/support/operator_cases.py` gets an entry for a new operator.
 from __future__ import annotations
 
 import importlib
+import mmap
+import sys
 from typing import Any
 
 import pytest
@@ -151,3 +153,58 @@ def test_tensors_on_two_devices_are_one_clear_error(name: str, device: str) -> N
         mixed = [value.to("meta") if index == stranger else value for index, value in enumerate(args)]
         with pytest.raises(ValueError, match=r"\w+ must be on (cpu|cuda:0|meta) like \w+; got (cpu|cuda:0|meta)"):
             function(*mixed)
+
+
+def vast(count: int) -> Tensor:
+    """`count` float16 zeros that take no memory until they are written (Linux: pages come when they are touched)."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000  # MAP_NORESERVE, which older Pythons do not name
+    return torch.frombuffer(mmap.mmap(-1, 2 * count, flags=flags), dtype=torch.float16)
+
+
+def far_keys(rows: int) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Attention to the last keys of so many that the number of an element needs 32 bits and a sign; the same of few."""
+    query, key, value = (part.half().contiguous() for part in _qkv_parts(rows))
+    many = 2**31 // (HEADS * WIDTH) + 64
+    far = [vast(many * HEADS * WIDTH).view(many, HEADS, WIDTH) for _ in range(2)]
+    for here, there in zip((key, value), far, strict=True):
+        there[many - rows :] = here
+    bounds = torch.tensor([0, 0, rows], dtype=torch.int32), torch.tensor([0, many - rows, many], dtype=torch.int32)
+    near = torch.tensor([0, 0, rows], dtype=torch.int32)
+    return (query, *far, *bounds), (query, key, value, near, near)
+
+
+def far_rows(rows: int) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Windows of rows that lie far apart."""
+    _, order, bounds = CASES["windowed_attention"](rows)
+    near = torch.stack(_qkv_parts(rows), dim=1).half()
+    stride = 2**31 // (rows - 2)
+    far = vast(rows * stride).as_strided(near.shape, (stride, HEADS * WIDTH, WIDTH, 1))
+    far.copy_(near)
+    return (far, order, bounds), (near, order, bounds)
+
+
+def far_voxels(rows: int) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Coarse voxels near the end of very many."""
+    many, near = 2**31 // CHANNELS + 64, noise(rows, CHANNELS).half()
+    far = vast(many * CHANNELS).view(many, CHANNELS)
+    far[many - rows :] = near
+    inverse = torch.arange(rows, dtype=torch.int32)
+    return (far, inverse + many - rows), (near, inverse)
+
+
+def _qkv_parts(rows: int) -> tuple[Tensor, ...]:
+    return noise(rows, 3, HEADS, WIDTH).unbind(1)
+
+
+FAR = {"varlen_attention": far_keys, "windowed_attention": far_rows, "upsample": far_voxels}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs memory that is not there until it is touched")
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    # The CPU kernel of attention widens all of the keys: 16 GB.
+    [place for place in places() if place.values[0] in FAR and place.id != "varlen_attention-cpu"],
+)
+def test_elements_beyond_31_bits_are_reached(name: str, backend: str) -> None:
+    far, near = FAR[name](37)
+    assert_same(name, run(name, backend, far), run(name, backend, near))

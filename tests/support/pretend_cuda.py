@@ -257,7 +257,6 @@ def pretend_cuda(device: PretendedDevice | None = None, memory: int = 80 << 30) 
         device.peak = device.allocated
 
     stand_ins: dict[str, Callable[..., Any]] = {
-        "_lazy_init": lambda: None,
         "is_available": lambda: True,
         "device_count": lambda: 1,
         "current_device": lambda: 0,
@@ -268,6 +267,10 @@ def pretend_cuda(device: PretendedDevice | None = None, memory: int = 80 << 30) 
         "max_memory_allocated": lambda *_: device.peak,
         "memory_allocated": lambda *_: device.allocated,
     }
+    if torch.cuda.is_available():
+        torch.cuda.init()  # C++ remembers that it has asked for this: it must not be left out on a machine with a GPU
+    else:
+        stand_ins["_lazy_init"] = lambda: None
     lifts_on_cpu = torch._C._only_lift_cpu_tensors()
     with ExitStack() as stack:
         for name, function in stand_ins.items():

@@ -113,7 +113,10 @@ def _load(request: Request) -> Any:
 
     device = request.device
     if device == "auto":
-        everywhere = all("cuda" in operator.kernels for operator in trellis_kernels.OPERATORS.values())
+        # Derivatives are for training: what is generated does not need them.
+        derivatives = ("_backward", "_gradient")
+        needed = [o for name, o in trellis_kernels.OPERATORS.items() if not name.endswith(derivatives)]
+        everywhere = all("cuda" in operator.kernels for operator in needed)
         device = "cuda" if torch.cuda.is_available() and everywhere else "cpu"
     names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if request.dtype == "auto":
