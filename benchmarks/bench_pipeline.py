@@ -72,7 +72,7 @@ def test_full_size(benchmark) -> None:
         measure(benchmark, lambda: generate(models, image, noise, latent), rounds=1, gflop=gflop, dtype=torch.float16)
 
 
-@pytest.mark.priority(3)
+@pytest.mark.priority(7)
 def test_nano(benchmark) -> None:
     pipe = ImageTo3D.from_pretrained(device=device())
     benchmark.group = "photo to assets, bundled nano model, 4 + 4 steps"

@@ -36,7 +36,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 BUILD = [sys.executable, "setup.py", "build_ext", "--inplace"]
 SHARE_OF_TESTS = 0.35  # of the whole time, at most
 FOR_WRITING = 5.0  # seconds
-GRACE = 20.0  # seconds that a row begun in time may take longer
+GRACE = 10.0  # seconds before the end in which nothing new begins
 STALL = 150.0  # seconds without an outcome, after which a process hangs
 PROCESSES = 8  # at most, to get past tests that end theirs
 PYTEST_ENDED = (0, 1, 5)  # all passed, some failed, none there
@@ -102,8 +102,14 @@ def supervise(name: str, arguments: list[str], path: Path, end: float) -> Step:
                 status = "out of time"
                 break
             command = [sys.executable, "-m", "pytest", "-p", "benchmarks.record", "--record", str(path)]
-            command += ["--minutes", f"{left / 60:.3f}", "-q", "--tb=short", "--continue-on-collection-errors"]
-            why = _watch(command + arguments, path, end + GRACE, output)
+            command += [
+                "--minutes",
+                f"{max(left - GRACE, 0) / 60:.3f}",
+                "-q",
+                "--tb=short",
+                "--continue-on-collection-errors",
+            ]
+            why = _watch(command + arguments, path, end, output)
             if why in PYTEST_ENDED:
                 break
             status, blamed = "failed", _blame(path, why)
