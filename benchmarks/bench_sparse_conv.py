@@ -33,6 +33,7 @@ from benchmarks.device import measure as measure_row
 from tests.support.scenes import sphere_voxels
 from tests.support.sparse_maps import children_of, neighbors_of
 from trellis_kernels import (
+    conv_plan,
     sparse_pool,
     subdivide,
     subdivided_conv,
@@ -53,6 +54,7 @@ class Problem:
     feats: Tensor
     weight: Tensor
     resolution: int
+    plan: Tensor  # what a GPU prepares once per neighbor map; empty on a CPU
 
     @property
     def pairs(self) -> int:
@@ -72,13 +74,15 @@ def surface(resolution: int) -> tuple[Tensor, Tensor]:
 
 def problem(resolution: int, ci: int, co: int) -> Problem:
     coords, neighbors = surface(resolution)
+    plan = conv_plan(neighbors, gradients=True)
     torch.manual_seed(0)
     with device():
-        return Problem(coords, neighbors, torch.randn(len(coords), ci), torch.randn(co, 27, ci), resolution)
+        feats, weight = torch.randn(len(coords), ci), torch.randn(co, 27, ci)
+    return Problem(coords, neighbors, feats, weight, resolution, plan)
 
 
 def trellis(p: Problem) -> Run:
-    return lambda: submanifold_conv(p.feats, p.neighbors, p.weight)
+    return lambda: submanifold_conv(p.feats, p.neighbors, p.weight, plan=p.plan)
 
 
 def reference(p: Problem) -> Run:
@@ -240,8 +244,8 @@ def test_gradient(benchmark, implementation: str, gradient: str, channels: int) 
 
     ops = torch.ops.trellis_kernels
     runs = {
-        ("trellis", "weight"): lambda: submanifold_conv_weight_gradient(p.feats, p.neighbors, out),
-        ("trellis", "input"): lambda: ops.submanifold_conv_input_gradient(out, p.neighbors, p.weight),
+        ("trellis", "weight"): lambda: submanifold_conv_weight_gradient(p.feats, p.neighbors, out, p.plan),
+        ("trellis", "input"): lambda: ops.submanifold_conv_input_gradient(out, p.neighbors, p.weight, p.plan),
         ("torch_pairs", "weight"): torch_weight,
         ("torch_pairs", "input"): torch_input,
     }

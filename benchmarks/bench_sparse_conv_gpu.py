@@ -25,7 +25,7 @@ from benchmarks.device import ON_GPU, device, measure, on_gpu
 from benchmarks.peers import spconv_layer
 from benchmarks.scenes import flexgemm_shell, object_voxels
 from tests.support.sparse_maps import children_of
-from trellis_kernels import neighbor_map, subdivide, subdivided_conv, submanifold_conv
+from trellis_kernels import conv_plan, neighbor_map, subdivide, subdivided_conv, submanifold_conv
 
 DTYPE = torch.float16
 Step = Callable[[], list[Tensor]]
@@ -100,8 +100,9 @@ def gradients(p: Problem, out: Tensor) -> list[Tensor]:
 def trellis(p: Problem) -> Step:
     def step() -> list[Tensor]:
         neighbors, out = neighbor_map(p.coords), p.feats
+        plan = conv_plan(neighbors, gradients=True)
         for weight in p.weights:
-            out = submanifold_conv(out, neighbors, weight)
+            out = submanifold_conv(out, neighbors, weight, plan=plan)
         return gradients(p, out)
 
     return step
@@ -165,15 +166,16 @@ def test_training_step(benchmark, implementation: Callable[[Problem], Step], sha
 @pytest.mark.priority(2)
 @ON_GPU
 def test_subdivided(benchmark, implementation: str, subdivisions: int, ci: int, co: int) -> None:
-    """The mesh decoder's upsampling convolutions, forward, maps ready (the next convolution needs the finer one)."""
+    """The mesh decoder's upsampling convolutions, forward, maps ready: the next convolution needs the finer one too."""
     coords = decoder_voxels(subdivisions)
     neighbors = neighbor_map(coords)
     with device():
         feats, weight = torch.randn(len(coords), ci).to(DTYPE), (torch.randn(co, 27, ci) / (13 * ci) ** 0.5).to(DTYPE)
         fine = neighbor_map(children_of(coords))
+    coarse_plan, fine_plan = conv_plan(neighbors), conv_plan(fine)
     runs = {
-        "trellis": lambda: subdivided_conv(feats, neighbors, weight),
-        "plain_pair": lambda: submanifold_conv(subdivide(feats), fine, weight),
+        "trellis": lambda: subdivided_conv(feats, neighbors, weight, plan=coarse_plan),
+        "plain_pair": lambda: submanifold_conv(subdivide(feats), fine, weight, plan=fine_plan),
     }
     pairs = int((fine >= 0).sum())
     with torch.inference_mode():

@@ -102,13 +102,8 @@ def supervise(name: str, arguments: list[str], path: Path, end: float) -> Step:
                 status = "out of time"
                 break
             command = [sys.executable, "-m", "pytest", "-p", "benchmarks.record", "--record", str(path)]
-            command += [
-                "--minutes",
-                f"{max(left - GRACE, 0) / 60:.3f}",
-                "-q",
-                "--tb=short",
-                "--continue-on-collection-errors",
-            ]
+            command += ["--minutes", f"{max(left - GRACE, 0) / 60:.3f}"]
+            command += ["-q", "--tb=short", "--continue-on-collection-errors"]
             why = _watch(command + arguments, path, end, output)
             if why in PYTEST_ENDED:
                 break
