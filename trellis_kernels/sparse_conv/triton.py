@@ -134,6 +134,7 @@ def _gather(
     out = feats.new_empty(children * rows, co)
     if out.numel() == 0 or ci == 0:
         return out.zero_() if bias is None else out.copy_(bias.expand_as(out))
+    bias = None if bias is None else bias.contiguous()
     plan = _planned(neighbors, plan, gradients=False)
     device = cuda_device.properties(feats)
     tile = tiles.gather_tiles(feats.dtype, exact, co, ci, device)
