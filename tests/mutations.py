@@ -37,12 +37,55 @@ class Mutation:
 
 
 _VOXEL_HASH = "tests/kernels/test_voxel_hash.py -k emulated"
+_MESH_VALUES = "tests/kernels/test_mesh_extraction.py -k agrees_with_the_reference and emulated and float64"
 _MESH_TOPOLOGY = "tests/kernels/test_mesh_extraction.py -k test_topology and emulated and float32"
 _SERIALIZATION = "tests/kernels/test_serialization.py -k emulated"
 _ATTENTION = "tests/kernels/test_attention_gpu.py -k interpreter"
 _GAUSSIANS = "tests/kernels/test_gaussians_gpu.py -k emulated"
 
 MUTATIONS = [
+    Mutation(
+        "removed barrier: vertices are added up before their edges are weighed",
+        "csrc/cuda/mesh_values.cu",
+        "    betas[local][edge] = own.beta;\n  }\n  __syncthreads();",
+        "    betas[local][edge] = own.beta;\n  }",
+        _MESH_VALUES,
+    ),
+    Mutation(
+        "off-by-one tile edge: the last point of a tile is left out",
+        "csrc/cuda/mesh_values.cu",
+        "item < kTilePoints * s.width",
+        "item < (kTilePoints - 1) * s.width",
+        _MESH_VALUES,
+    ),
+    Mutation(
+        "a partial sum is read before all warps have written theirs",
+        "csrc/cuda/mesh_surface.cuh",
+        "partial[thread / 32] = value;\n  __syncthreads();",
+        "partial[thread / 32] = value;",
+        _MESH_VALUES,
+    ),
+    Mutation(
+        "wrong stride: shares of the corners of a vertex",
+        "csrc/cuda/mesh_gradient.cu",
+        "work.corner_shares[8 * vertex + k]",
+        "work.corner_shares[4 * vertex + k]",
+        _MESH_VALUES,
+    ),
+    Mutation(
+        "removed barrier: gradients of corners before all edges have said theirs",
+        "csrc/cuda/mesh_gradient.cu",
+        "  __syncthreads();\n  if (cell >= s.cell_count) return;",
+        "  if (cell >= s.cell_count) return;",
+        _MESH_VALUES,
+    ),
+    Mutation(
+        "the first of a corner's three edges is forgotten",
+        "csrc/cuda/mesh_gradient.cu",
+        "T sdf_sum = 0, alpha_sum = 0, position[3] = {};\n    for (int i = 0;",
+        "T sdf_sum = 0, alpha_sum = 0, position[3] = {};\n    for (int i = 1;",
+        _MESH_VALUES,
+    ),
     Mutation(
         "the other diagonal",
         "csrc/cuda/mesh_extraction.cu",

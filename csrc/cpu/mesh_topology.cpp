@@ -1,5 +1,6 @@
 // Which cells the surface crosses and how their dual vertices are joined. Everything before the surface cells is done
 // on words of 64 grid points or cells at a time; nothing here is larger than a few bytes per cube.
+#include <algorithm>
 #include <bit>
 #include <stdexcept>
 #include <string>
@@ -20,10 +21,11 @@ SurfaceTopology::SurfaceTopology(TensorView<const int32_t, 2> coords, int64_t re
       surface_(resolution) {
   if (resolution < 1 || resolution > 4095) throw std::invalid_argument("resolution must be in [1, 4095]");
   if (coords.size(1) != 3) throw std::invalid_argument("coords must be [N, 3]");
-  for (int64_t i = 0; i < coords.numel(); ++i) {
-    if (coords.data[i] < 0 || coords.data[i] >= resolution) {
+  if (cubes_ > 0) {
+    const auto [low, high] = std::minmax_element(coords.data, coords.data + coords.numel());
+    if (*low < 0 || *high >= resolution) {
       throw std::invalid_argument("coords must be in [0, " + std::to_string(resolution) + "); got " +
-                                  std::to_string(coords.data[i]));
+                                  std::to_string(*low) + " to " + std::to_string(*high));
     }
   }
   constexpr int64_t kGrain = 1 << 14;

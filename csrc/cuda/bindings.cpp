@@ -38,6 +38,10 @@ PYBIND11_MODULE(TRELLIS_MODULE, m) {
   m.def("mesh_fill_topology", &trellis::cuda::mesh_fill_topology);
   m.def("split_quads", &trellis::cuda::split_quads<float>);
   m.def("split_quads", &trellis::cuda::split_quads<double>);
+  m.def("surface_values", &trellis::cuda::surface_values<float>);
+  m.def("surface_values", &trellis::cuda::surface_values<double>);
+  m.def("surface_values_gradient", &trellis::cuda::surface_values_gradient<float>);
+  m.def("surface_values_gradient", &trellis::cuda::surface_values_gradient<double>);
 
   // serialization
   m.def("curve_codes", &trellis::cuda::curve_codes);

@@ -85,7 +85,6 @@ WAITS = {
     "reads back _to_copy of 8 bytes, in trellis/pipelines/stages.py": 1,  # how many voxels each object has
     "sized by data: trellis_kernels::coarsen, in trellis_kernels/operator.py": 1,
     "sized by data: trellis_kernels::window_partition, in trellis_kernels/operator.py": 2,  # straight and shifted
-    "reads back _local_scalar_dense, in trellis_kernels/mesh_extraction/__init__.py": 2,  # range of the coordinates
     "sized by data: trellis_kernels::surface_topology, in trellis_kernels/operator.py": 1,
     "waits: synchronize, in trellis/pipelines/measure.py": 8,  # the clock of each stage
 }

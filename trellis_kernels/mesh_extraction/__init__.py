@@ -85,8 +85,6 @@ def extract_mesh(coords: Tensor, feats: Tensor, resolution: int, training: bool 
         raise ValueError(f"feats must have 53 + 8 C channels; got {feats.shape[1]}")
     if not 1 <= resolution <= 4095:
         raise ValueError(f"resolution must be in [1, 4095]; got {resolution}")
-    if coords.numel() and not 0 <= int(coords.min()) <= int(coords.max()) < resolution:
-        raise ValueError(f"coords must be in [0, {resolution}); got {int(coords.min())} to {int(coords.max())}")
     *topology, quads = _topology(coords, feats.detach(), resolution)
     vertices, attributes, gammas, terms, grid_positions, grid_sdf = _values(feats, *topology, resolution, training)
     if not training:
@@ -130,14 +128,14 @@ _TOPOLOGY_ARGUMENTS = (
 _values = Operator(
     f"surface_values(Tensor feats, {_TOPOLOGY_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference=reference.surface_values,
-    kernels={"cpu": _KERNELS["cpu"]},
+    kernels=_KERNELS,
 )
 _values_gradient = Operator(
     f"surface_values_gradient(Tensor feats, {_TOPOLOGY_ARGUMENTS}, Tensor vertices_gradient,"
     " Tensor attributes_gradient, Tensor gammas_gradient, Tensor terms_gradient, Tensor positions_gradient,"
     " Tensor sdf_gradient) -> Tensor",
     reference=reference.surface_values_gradient,
-    kernels={"cpu": _KERNELS["cpu"]},
+    kernels=_KERNELS,
 )
 
 

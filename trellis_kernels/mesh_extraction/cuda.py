@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,6 +64,55 @@ def split_quads(quads: Tensor, gammas: Tensor) -> Tensor:
     with cuda_device.guard(quads):
         native.split_quads(quads.contiguous(), _wide(gammas), faces, stream)
     return faces.flatten(0, 1)
+
+
+def surface_values(feats: Tensor, *topology: Any) -> tuple[Tensor, ...]:
+    wide = _wide(feats)
+    *maps, resolution, training = topology
+    inputs = tuple(tensor.contiguous() for tensor in maps)
+    points, cells, vertices = len(maps[0]), len(maps[2]), len(maps[6])
+    grid = points if training else 0
+    shapes = ((vertices, 3), (vertices, (feats.shape[1] - 53) // 8), (vertices,), (3,), (grid, 3), (grid,))
+    results = tuple(wide.new_empty(shape) for shape in shapes)
+    if not training:
+        results[3].zero_()
+    blocks = max(-(-cells // 16), -(-max(points, len(feats)) // 64)) if training else 0
+    partial = wide.new_empty(3, blocks, dtype=torch.float64)
+    native, stream = cuda_device.native(feats), cuda_device.stream(feats)
+    with cuda_device.guard(feats):
+        room = _room(wide, points, cells, training)
+        native.surface_values(wide, inputs, resolution, training, room, partial, results, stream)
+    return tuple(result.to(feats.dtype) for result in results)
+
+
+def surface_values_gradient(feats: Tensor, *topology_and_gradients: Any) -> Tensor:
+    wide = _wide(feats)
+    *maps, resolution, training = topology_and_gradients[:-6]
+    gradients = tuple(_wide(gradient) for gradient in topology_and_gradients[-6:])
+    inputs = tuple(tensor.contiguous() for tensor in maps)
+    cubes, points, cells, vertices = len(feats), len(maps[0]), len(maps[2]), len(maps[6])
+    feats_gradient = torch.empty_like(wide)
+    native, stream = cuda_device.native(feats), cuda_device.stream(feats)
+    with cuda_device.guard(feats):
+        room = _room(wide, points, cells, training)
+        maps_back = tuple(maps[0].new_full(shape, -1) for shape in ((cubes, 8), (cubes,), (points, 8)))
+        values = room[2].shape
+        shapes = (values, values, (cells, 21), (cells, 8), (cells * training, 24), (vertices, 8))
+        more = (*maps_back, *(wide.new_empty(shape) for shape in (*shapes, (vertices * training, 3))))
+        native.surface_values_gradient(
+            wide, inputs, resolution, training, room, more, gradients, feats_gradient, stream
+        )  # fmt: skip
+    return feats_gradient.to(feats.dtype)
+
+
+def _room(feats: Tensor, points: int, cells: int, training: bool) -> tuple[Tensor, ...]:
+    """To work in: SurfaceRoom of csrc/cuda/mesh_extraction.h."""
+    return (
+        feats.new_empty(cells, dtype=torch.int32),
+        feats.new_zeros(0 if training else points, dtype=torch.uint8),
+        feats.new_empty(points, 4 + (feats.shape[1] - 53) // 8),
+        feats.new_zeros(1, dtype=torch.int64),
+    )
 
 
 def _columns(coords: Tensor, side: int) -> tuple[Tensor, Tensor]:

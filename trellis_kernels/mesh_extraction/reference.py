@@ -15,6 +15,8 @@ from trellis_kernels.precision import compute_dtype
 
 
 def surface_topology(coords: Tensor, feats: Tensor, resolution: int) -> tuple[Tensor, ...]:
+    if len(coords) and not 0 <= int(coords.min()) <= int(coords.max()) < resolution:
+        raise ValueError(f"coords must be in [0, {resolution}); got {int(coords.min())} to {int(coords.max())}")
     # Grid points: the corners of all cubes, and for each of the eight cells around a point its cube (or -1).
     offsets = corner_offsets(coords.device)
     corners = coords.long()[:, None] + offsets  # [N, 8, 3]
