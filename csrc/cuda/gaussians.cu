@@ -28,9 +28,10 @@ struct Blend {
 // `kChannels` channels from in.first_channel on; those that are not there count as 0 and are not written.
 template <int kChannels>
 __global__ void __launch_bounds__(kThreads) blend_pixels(const Blend in) {
+  constexpr int kQuads = (kChannels + 3) / 4;
   SHARED_ARRAY(float4, conics, kThreads);  // x, y, xx, xy
   SHARED_ARRAY(float4, rest, kThreads);    // yy, opacity, depth, index
-  SHARED_ARRAY(float, shades, kThreads, kChannels | 1);
+  SHARED_ARRAY(float4, shades, kThreads, kQuads);
   SHARED_ARRAY(unsigned, reached, kWarps, kThreads / 32);  // by patch: a bit per Gaussian
 
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
@@ -42,15 +43,15 @@ __global__ void __launch_bounds__(kThreads) blend_pixels(const Blend in) {
   const int64_t view = blockIdx.y, list = view * gridDim.x + blockIdx.x;
   const int64_t pixel = (view * in.height + y) * in.width + x;
   const int there = min(kChannels, in.channels - in.first_channel);
-  float* const out_color = in.out_colors + pixel * in.channels + in.first_channel;
 
-  float transmittance = 1, depth = 0, color[kChannels] = {};
+  float transmittance = 1, depth = 0, color[4 * kQuads] = {};
   int last = -1;
   if (in.resume && inside) {
     transmittance = in.out_transmittances[pixel];
     depth = in.out_depths[pixel];
     last = in.out_last[pixel];
-    for (int i = 0; i < kChannels; ++i) color[i] = i < there ? out_color[i] : 0;
+    for (int i = 0; i < kChannels; ++i)
+      color[i] = i < there ? in.out_colors[pixel * in.channels + in.first_channel + i] : 0;
   }
   bool finished = !inside || transmittance < 0;
   transmittance = fabsf(transmittance);
@@ -59,25 +60,27 @@ __global__ void __launch_bounds__(kThreads) blend_pixels(const Blend in) {
   const int end = in.starts[list + 1];
   for (int begin = in.starts[list]; begin < end; begin += kThreads) {
     if (__syncthreads_count(finished) == kThreads) break;  // also: all have read the shared arrays
-    unsigned patches = 0;
+    Splat s{};
+    s.limit = -1;  // reaches nothing
     if (begin + thread < end) {
       const int32_t slot = in.slots[in.permutation[begin + thread]];
       const float4* const source = reinterpret_cast<const float4*>(in.splats + int64_t{slot} * kSplat);
       const float4 one = source[0], two = source[1];
       const int64_t index = slot - view * in.count;
+      s = {one.x, one.y, one.z, one.w, two.x, two.y, two.z, two.w};
       conics[thread] = one;
-      rest[thread] = make_float4(two.x, two.y, two.w, __int_as_float(static_cast<int>(index)));
+      rest[thread] = make_float4(s.yy, s.opacity, s.depth, __int_as_float(static_cast<int>(index)));
       const float* const shade = in.colors + index * in.channels + in.first_channel;
-      for (int i = 0; i < kChannels; ++i) shades[thread][i] = i < there ? shade[i] : 0;
-      const Splat s{one.x, one.y, one.z, one.w, two.x, two.y, two.z, two.w};
-      for (int patch = 0; patch < kWarps; ++patch) {
-        const float patch_left = static_cast<float>(left + patch % kPatchesAcross * kPatchWide);
-        const float patch_top = static_cast<float>(top + patch / kPatchesAcross * kPatchHigh);
-        if (reaches(s, patch_left, patch_top, kPatchWide, kPatchHigh)) patches |= 1u << patch;
-      }
+      const auto channel = [&](int i) { return i < there ? shade[i] : 0; };
+      for (int i = 0; i < kQuads; ++i)
+        shades[thread][i] = make_float4(channel(4 * i), channel(4 * i + 1), channel(4 * i + 2), channel(4 * i + 3));
     }
+    const Slopes slope = slopes(s);
     for (int patch = 0; patch < kWarps; ++patch) {
-      const unsigned votes = __ballot_sync(0xffffffffu, patches >> patch & 1);
+      const float patch_left = static_cast<float>(left + patch % kPatchesAcross * kPatchWide);
+      const float patch_top = static_cast<float>(top + patch / kPatchesAcross * kPatchHigh);
+      const bool hit = reaches(s, slope, patch_left, patch_top, kPatchWide, kPatchHigh);
+      const unsigned votes = __ballot_sync(0xffffffffu, hit);
       if (lane == patch) reached[patch][warp] = votes;
     }
     __syncthreads();
@@ -91,7 +94,7 @@ __global__ void __launch_bounds__(kThreads) blend_pixels(const Blend in) {
         const float4 conic = conics[i], more = rest[i];
         const float dx = conic.x - column, dy = conic.y - row;
         const float q = dx * (conic.z * dx + conic.w * dy) + more.x * dy * dy;
-        float alpha = more.y * exp2f(-q);
+        float alpha = more.y * exp2_approximately(-q);
         if (finished || q < 0 || !(alpha >= kSmallestAlpha)) continue;
         alpha = fminf(alpha, kLargestAlpha);
         const float after = transmittance * (1 - alpha);
@@ -103,7 +106,13 @@ __global__ void __launch_bounds__(kThreads) blend_pixels(const Blend in) {
         transmittance = after;
         depth += weight * more.z;
         last = __float_as_int(more.w);
-        for (int channel = 0; channel < kChannels; ++channel) color[channel] += weight * shades[i][channel];
+        for (int quad = 0; quad < kQuads; ++quad) {
+          const float4 shade = shades[i][quad];
+          color[4 * quad] += weight * shade.x;
+          color[4 * quad + 1] += weight * shade.y;
+          color[4 * quad + 2] += weight * shade.z;
+          color[4 * quad + 3] += weight * shade.w;
+        }
       }
     }
   }
@@ -114,6 +123,7 @@ __global__ void __launch_bounds__(kThreads) blend_pixels(const Blend in) {
     in.out_depths[pixel] = depth;
     in.out_last[pixel] = last;
   }
+  float* const out_color = in.out_colors + pixel * in.channels + in.first_channel;
   const float* const behind = in.background + view * in.channels + in.first_channel;
   for (int i = 0; i < kChannels; ++i)
     if (i < there) out_color[i] = in.finish ? color[i] + transmittance * behind[i] : color[i];

@@ -112,9 +112,10 @@ __global__ void __launch_bounds__(kThreads)
   int reached = wide * high;
   uint64_t mask = 0;
   if (reached <= kMaskBits) {
+    const Slopes slope = slopes(s);
     for (int y = 0; y < high; ++y)
       for (int x = 0; x < wide; ++x)
-        if (reaches(s, static_cast<float>((x0 + x) * kTile), static_cast<float>((y0 + y) * kTile), kTile, kTile))
+        if (reaches(s, slope, static_cast<float>((x0 + x) * kTile), static_cast<float>((y0 + y) * kTile), kTile, kTile))
           mask |= uint64_t{1} << (y * wide + x);
     reached = __popcll(mask);
   }

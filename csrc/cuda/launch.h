@@ -4,6 +4,7 @@
 //   launch({"fill", blocks(count, 256), 256, stream}, fill, view.data, count);
 //
 //   SHARED_ARRAY(float, tile, 8, 33);    a __shared__ float tile[8][33], whose indices the emulation checks
+//   exp2_approximately(x)                2^x by the special function unit, within 2 ulp; 0 below 2^-126
 //   DEVICE_CHECK(i < n, "text");         on a GPU a device-side assert: the next synchronisation raises, like torch's
 //   own
 //                                        index checks; under emulation a ValueError with the text
@@ -42,6 +43,8 @@ void launch(const Launch& how, void (*kernel)(Parameters...), Arguments... argum
   emulation::run(how.kernel, how.grid, how.block, [&] { kernel(static_cast<Parameters>(arguments)...); });
 }
 
+inline float exp2_approximately(float x) { return x < -126 ? 0.0f : std::exp2(x); }
+
 #define SHARED_ARRAY(type, name, ...) static ::trellis::emulation::Shared<type, __VA_ARGS__> name(#name)
 #define DEVICE_CHECK(condition, text) \
   if (!(condition)) throw std::invalid_argument(text)
@@ -68,6 +71,12 @@ void launch(const Launch& how, void (*kernel)(Parameters...), Arguments... argum
   if (const cudaError_t error = cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
       error != cudaSuccess)
     throw std::runtime_error(describe(how.kernel, error));
+}
+
+__device__ inline float exp2_approximately(float x) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+  return power;
 }
 
 template <class T, int First, int... Rest>

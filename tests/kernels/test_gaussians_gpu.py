@@ -1,10 +1,13 @@
 """The CUDA kernels of Gaussians: on host tensors by emulation, and on a GPU where there is one."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.support.backends import CUDA_BACKENDS, gpu_kernels_on_host
 from tests.support.gaussians import (
@@ -188,6 +191,24 @@ def test_order_of_the_gaussians_does_not_matter(backend: str, seed: int) -> None
     shuffled = Scene(*(x[order] for x in scene[:5]), *scene[5:])
     for one, other in zip(drawn(scene, 20, 20)[:3], drawn(shuffled, 20, 20)[:3], strict=True):
         assert torch.equal(one, other)
+
+
+class _ReadBack(TorchDispatchMode):
+    """Counts what would make the host wait for a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func in (torch.ops.aten.item.default, torch.ops.aten.nonzero.default)
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_host_waits_once_whatever_the_number_of_cameras() -> None:
+    with _ReadBack() as seen, gpu_kernels_on_host():
+        drawn(random_scene(30, views=3), 20, 18)
+    assert seen.count == 1
 
 
 def test_float64_is_refused_with_what_there_is() -> None:

@@ -54,7 +54,7 @@ def rasterize_gaussians(
 
     Args:
         means: ``[G, 3]`` float. Centers in world units. Its dtype is the dtype of every other float argument; half
-            precision is computed in float32 and rounded once.
+            precision is computed in float32 and rounded once; float64 is for the CPU only.
         quats: ``[G, 4]`` unit quaternions (w, x, y, z).
         scales: ``[G, 3]`` standard deviations in world units.
         opacities: ``[G]`` in [0, 1].
@@ -71,7 +71,7 @@ def rasterize_gaussians(
         Colors ``[V, H, W, C]``, alphas ``[V, H, W]`` and expected depths ``[V, H, W]``.
 
     Raises:
-        ValueError, TypeError: if a shape, dtype or size is not the one above.
+        ValueError, TypeError: if a shape, dtype or size is not the one above, or there is no kernel for the dtype.
 
     Source:
         Kerbl et al. 2023, "3D Gaussian Splatting", sec. 5-6; Yu et al. 2024, "Mip-Splatting", sec. 4.2. The official
