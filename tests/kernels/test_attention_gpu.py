@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from trellis_kernels.attention import flash
 from trellis_kernels.attention.triton import head_parts
 from trellis_kernels.operator import OPERATORS
 
+_OPS = torch.ops.trellis_kernels
 TOLERANCE = {
     torch.float32: {"rtol": 1e-5, "atol": 5e-6},
     torch.float16: {"rtol": 2e-3, "atol": 2e-3},
@@ -203,6 +205,28 @@ def test_an_index_out_of_range_is_not_followed(backend: str) -> None:
         out = windowed_attention(qkv, torch.arange(80).int(), torch.tensor(wrong, dtype=torch.int32))
         torch.autograd.grad(out, qkv, upstream)
         varlen_attention(*qkv.unbind(1), torch.tensor(wrong, dtype=torch.int32), offsets)
+
+
+@GPU_KERNELS
+def test_rows_may_lie_beyond_two_to_the_31(backend: str) -> None:
+    """Half of the memory is never touched: on a host it is only address space."""
+    elements, stride = 2**31 + 2**20, 2**26
+    cuda = backend == "cuda"
+    memory = torch.zeros(elements, dtype=torch.float16) if cuda else torch.from_numpy(np.zeros(elements, np.float16))
+    qkv = memory.as_strided((33, 3, 1, 16), (stride, 16, 16, 1)).copy_(torch.randn(33, 3, 1, 16))
+    order, offsets, out = torch.arange(33).int(), offsets_of([3, 30]), torch.randn(33, 1, 16).half()
+    results = []
+    for x in (qkv, qkv.clone()):
+        parts, logsumexp = x.unbind(1), torch.zeros(33, 1)
+        results.append(
+            [
+                windowed_attention(x, order, offsets),
+                varlen_attention(*parts, offsets, offsets),
+                _OPS.windowed_attention_backward(out, x, out, logsumexp, order, offsets),
+                *_OPS.varlen_attention_backward(out, *parts, out, logsumexp, offsets, offsets),
+            ]
+        )
+    assert all(torch.equal(far, near) for far, near in zip(*results, strict=True))
 
 
 @pytest.mark.gpu

@@ -2,6 +2,11 @@
 
 B sequences lie end to end in one tensor and `offsets` says where each begins; nothing is padded to the longest. The
 operators also return the log-sum-exp of each row of logits, from which the backward rebuilds the probabilities.
+
+On a GPU the host never waits for the device, except `window_partition` for the number of windows. So the values of
+`order` and `offsets` are not checked there: an index out of range is not followed, and rows it concerns are undefined.
+Kernels are for float16, bfloat16 and float32 with heads of up to 128 columns; they round the probabilities to the dtype
+of the inputs before they multiply the values, as flash attention does. Results do not vary from run to run.
 """
 
 from __future__ import annotations
@@ -37,7 +42,7 @@ def varlen_attention(query: Tensor, key: Tensor, value: Tensor, query_offsets: T
         ``[N, H, D]``, dtype of `query`. Queries whose sequence has no keys get zeros: an empty sum.
 
     Raises:
-        ValueError, TypeError: if a shape, dtype or offset is not one of the above.
+        ValueError, TypeError: if a shape, dtype or (on a CPU) offset is not one of the above.
 
     Source:
         Vaswani et al. 2017, "Attention Is All You Need", eq. 1; computed in blocks as in Dao 2023, "FlashAttention-2".
@@ -69,7 +74,8 @@ def windowed_attention(qkv: Tensor, order: Tensor, offsets: Tensor) -> Tensor:
         ``[N, H, D]``, dtype of `qkv`, in the row order of `qkv`.
 
     Raises:
-        ValueError, TypeError: if a shape or dtype is not the one above, `order` is no permutation or `offsets` falls.
+        ValueError, TypeError: if a shape or dtype is not the one above; on a CPU also if `order` is no permutation or
+            `offsets` falls.
 
     Source:
         Liu et al. 2021, "Swin Transformer", sec. 3.2, on voxels: Xiang et al. 2024 (TRELLIS), sec. 3.1.

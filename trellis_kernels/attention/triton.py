@@ -164,7 +164,7 @@ def window_tiles(dtype: torch.dtype, width: int, capability: tuple[int, int]) ->
     """Of the gradients: queries and keys are the same rows."""
     if dtype == torch.float32:
         return Tiles(32, 32, 8, 1) if width <= 64 else Tiles(16, 16, 4, 1)
-    return Tiles(64, 64, 4, 1) if capability[0] in (9, 10) else Tiles(32, 32, 4, 1)
+    return Tiles(64, 64, 4 if width <= 64 else 8, 1) if capability[0] in (9, 10) else Tiles(32, 32, 4, 1)
 
 
 def head_parts(width: int) -> tuple[int, int]:
