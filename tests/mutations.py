@@ -185,10 +185,10 @@ MUTATIONS = [
         _SERIALIZATION,
     ),
     Mutation(
-        "removed atomic: two threads may both set a bit of a group and lose one",
-        "csrc/cuda/voxel_hash.cu",
-        "const unsigned before = atomicOr(&table.slots[slot].occupied, brick.bit());",
-        "auto& o = table.slots[slot].occupied;\n  const unsigned before = o;\n  atomicExch(&o, before | brick.bit());",
+        "removed atomic: two threads may both be the first of a coarse voxel",
+        "csrc/cuda/voxel_hash_resample.cu",
+        "first = !(atomicOr(&table.slots[slot].occupied, run.bit()) & run.bit());",
+        "first = !(table.slots[slot].occupied & run.bit());\n    atomicOr(&table.slots[slot].occupied, run.bit());",
         _VOXEL_HASH,
     ),
     Mutation(
