@@ -1,4 +1,7 @@
 // Runs a grid: block after block, the threads of a block as fibers. See cuda_emulation.h for what it watches.
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -63,6 +66,9 @@ char* stacks(size_t threads) {  // kept for the life of the process; pages are u
     memory = static_cast<char*>(mapped);
     capacity = threads;
   }
+#if defined(__SANITIZE_ADDRESS__)
+  __asan_unpoison_memory_region(memory, threads * kStackBytes);  // frames of threads that an error left in the middle
+#endif
   return memory;
 }
 

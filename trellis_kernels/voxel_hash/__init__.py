@@ -1,6 +1,8 @@
 """From voxel coordinates to integer maps: who is next to whom, and which voxels coincide.
 
-A voxel is a row (batch, x, y, z) of int32, each in [0, 65535].
+A voxel is a row (batch, x, y, z) of int32, each in [0, 65535]. On a GPU lists have fewer than 2**30 rows, and a wrong
+value among the rows is what a wrong index is to torch: a device-side assertion, raised by the next synchronization.
+Only `coarsen` and `unique_coords` wait for the GPU, once, for the size of their result.
 """
 
 from __future__ import annotations
