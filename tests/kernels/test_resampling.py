@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.backends import TRITON_BACKENDS
 from tests.support.golden import golden
 from trellis_kernels import sparse_pool, subdivide, upsample, use_reference
 from trellis_kernels.sparse_conv import POOL_MODES
@@ -45,7 +46,30 @@ def test_pooling_agrees_with_the_reference(mode: str, dtype: torch.dtype, rows: 
     torch.testing.assert_close(actual, expected)
 
 
-def test_nothing_into_nothing() -> None:
+@TRITON_BACKENDS
+@pytest.mark.parametrize("mode", POOL_MODES)
+@pytest.mark.parametrize(
+    ("rows", "count", "channels", "dtype"),
+    [(1, 1, 1, torch.float64), (70, 9, 7, torch.float16), (20, 30, 130, torch.bfloat16)],
+)
+def test_every_backend_agrees_with_the_reference_there_and_back(
+    backend: str, mode: str, rows: int, count: int, channels: int, dtype: torch.dtype
+) -> None:
+    inverse = torch.arange(rows, dtype=torch.int32) * 7 % count
+    fine, coarse = torch.randn(rows, channels).to(dtype), torch.randn(count, channels).to(dtype)
+
+    def both_and_their_gradients() -> list[torch.Tensor]:
+        x, y = fine.clone().requires_grad_(), coarse.clone().requires_grad_()
+        pooled, spread = sparse_pool(x, inverse, count, mode), upsample(y, inverse)
+        return [pooled, spread, *torch.autograd.grad((pooled, spread), (x, y), (coarse, fine))]
+
+    actual = both_and_their_gradients()
+    with use_reference():
+        torch.testing.assert_close(actual, both_and_their_gradients())
+
+
+@TRITON_BACKENDS
+def test_nothing_into_nothing(backend: str) -> None:
     empty, inverse = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int32)
     assert sparse_pool(empty, inverse, 0, "mean").shape == (0, 4)
     assert upsample(empty, inverse).shape == (0, 4)

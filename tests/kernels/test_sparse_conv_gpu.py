@@ -5,16 +5,24 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from tests.kernels.test_sparse_conv import all_six, assert_kernels_agree_with_references
 from tests.support import aot
 from tests.support.backends import TRITON_BACKENDS, to_backend
 from tests.support.scenes import random_voxels, sphere_voxels
-from tests.support.sparse_maps import neighbors_of
-from trellis_kernels import conv_plan, submanifold_conv, submanifold_conv_weight_gradient, use_reference
+from tests.support.sparse_maps import children_of, neighbors_of
+from trellis_kernels import (
+    conv_plan,
+    subdivide,
+    subdivided_conv,
+    submanifold_conv,
+    submanifold_conv_weight_gradient,
+    use_reference,
+)
 from trellis_kernels.sparse_conv.orders import plan_orders
 
-OPS = torch.ops.trellis_kernels
+Conv = Callable[..., Tensor]
 
 
 def neighbors_on(backend: str, scene: Callable[[], Tensor], kernel: int = 3) -> Tensor:
@@ -127,6 +135,32 @@ def test_a_neighbor_out_of_range_counts_as_absent(backend: str) -> None:
     torch.manual_seed(1)
     expected = [call() for call in all_six(right, 3, 4, torch.float32).values()]
     assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
+
+
+@TRITON_BACKENDS
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("conv", [submanifold_conv, subdivided_conv], ids=lambda f: f.__name__)
+def test_errors_are_at_most_twice_those_of_plain_torch(backend: str, dtype: torch.dtype, conv: Conv) -> None:
+    """... in the same dtype, against float32; those of gradients at most three times."""
+    divided = conv is subdivided_conv
+    coarse = neighbors_on(backend, lambda: random_voxels(3, 0.8))
+    fine = neighbors_on(backend, lambda: children_of(random_voxels(3, 0.8))) if divided else coarse
+    inputs = torch.randn(len(coarse), 20).to(dtype), (torch.randn(24, 27, 20) / (27 * 20) ** 0.5).to(dtype)
+    out_gradient = torch.randn(len(fine), 24).to(dtype)
+
+    def plain(feats: Tensor, weight: Tensor) -> Tensor:
+        source = pad(subdivide(feats) if divided else feats, (0, 0, 0, 1))
+        return sum((source[fine[:, k].long()] @ weight[:, k].T for k in range(27)), feats.new_zeros(()))
+
+    def results(run: Callable[..., Tensor], dtype: torch.dtype) -> list[Tensor]:
+        leaves = [tensor.to(dtype).requires_grad_() for tensor in inputs]
+        out = run(*leaves)
+        return [out.detach(), *torch.autograd.grad(out, leaves, out_gradient.to(dtype))]
+
+    exact, peer = results(plain, torch.float32), results(plain, dtype)
+    ours = results(lambda feats, weight: conv(feats, coarse, weight), dtype)
+    for actual, theirs, expected, factor in zip(ours, peer, exact, (2, 3, 3), strict=True):
+        assert (actual - expected).abs().max() <= factor * (theirs - expected).abs().max()
 
 
 @pytest.mark.aot

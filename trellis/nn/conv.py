@@ -10,7 +10,7 @@ from torch.nn.functional import silu
 
 import trellis_kernels
 from trellis.nn.norm import ChannelLayerNorm, LayerNorm, SparseGroupNorm
-from trellis.nn.sparse import SparseTensor, coarser, finer, neighbors
+from trellis.nn.sparse import SparseTensor, coarser, conv_plan, finer, neighbors
 
 
 class ResBlock3d(nn.Module):
@@ -102,13 +102,15 @@ class SubmanifoldConv3d(nn.Module):
             return x.with_feats(trellis_kernels.pointwise_conv(x.feats, self.conv.weight, self.conv.bias))
         weight = self.conv.weight.flatten(1, 3)
         neighbor_map = x.grid.derive(neighbors, self.kernel_size)
-        return x.with_feats(trellis_kernels.submanifold_conv(x.feats, neighbor_map, weight, self.conv.bias))
+        plan = x.grid.derive(conv_plan, self.kernel_size, torch.is_grad_enabled())
+        return x.with_feats(trellis_kernels.submanifold_conv(x.feats, neighbor_map, weight, self.conv.bias, plan))
 
     def subdivided(self, x: SparseTensor) -> SparseTensor:
         """``self(subdivide(x))`` as one operator, on the coarse neighbor map."""
-        feats = trellis_kernels.subdivided_conv(
-            x.feats, x.grid.derive(neighbors, 3), self.conv.weight.flatten(1, 3), self.conv.bias
-        )
+        neighbor_map = x.grid.derive(neighbors, 3)
+        plan = x.grid.derive(conv_plan, 3, torch.is_grad_enabled())
+        weight = self.conv.weight.flatten(1, 3)
+        feats = trellis_kernels.subdivided_conv(x.feats, neighbor_map, weight, self.conv.bias, plan)
         return SparseTensor(x.grid.derive(finer), feats)
 
 

@@ -161,6 +161,11 @@ def neighbors(grid: VoxelGrid, kernel_size: int) -> Tensor:
     return trellis_kernels.neighbor_map(grid.coords, kernel_size)
 
 
+def conv_plan(grid: VoxelGrid, kernel_size: int, gradients: bool) -> Tensor:
+    """What a GPU's convolutions prepare once per neighbor map; empty on a CPU. For `VoxelGrid.derive`."""
+    return trellis_kernels.conv_plan(grid.derive(neighbors, kernel_size), gradients)
+
+
 def coarser(grid: VoxelGrid, factor: int) -> Coarser:
     """The grid at ``1/factor`` of the resolution, voxels in lexicographic order. For `VoxelGrid.derive`."""
     if grid.repeats is not None:

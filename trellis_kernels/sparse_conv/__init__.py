@@ -45,7 +45,8 @@ def submanifold_conv(
         out[n] = bias + sum_k weight[:, k] @ feats[neighbors[n, k]]      (absent neighbors contribute nothing)
 
     Differentiable twice in `feats`, `weight` and `bias`. Half precision is accumulated in float32 and rounded once.
-    The result does not depend on the number of threads.
+    The result does not depend on the number of threads, and is the same every time on a GPU. There float32 products
+    are exact unless ``torch.backends.cuda.matmul.allow_tf32``, and there is no float64.
 
     Args:
         feats: ``[N, Ci]`` float. One row per voxel.
@@ -61,7 +62,8 @@ def submanifold_conv(
         ``[N, Co]``, dtype of `feats`.
 
     Raises:
-        ValueError: if a shape does not fit or a neighbor is not in ``[-1, N)``.
+        ValueError: if a shape does not fit or a neighbor is not in ``[-1, N)``; on a GPU the latter is not checked, as
+            that would wait for it, and such neighbors count as absent.
         TypeError: if a dtype does not fit.
 
     Source:
@@ -93,7 +95,8 @@ def submanifold_conv_weight_gradient(
         ``[Co, K, Ci]``, dtype of `feats`; the same for any number of threads.
 
     Raises:
-        ValueError: if a shape does not fit or a neighbor is not in ``[-1, N)``.
+        ValueError: if a shape does not fit or a neighbor is not in ``[-1, N)``; on a GPU the latter is not checked, as
+            that would wait for it, and such neighbors count as absent.
         TypeError: if a dtype does not fit.
     """
     expect(
@@ -178,6 +181,8 @@ def subdivided_conv(
 
     also where a parent is missing (p = 0). Over three axes this takes 27 products per parent, 3.4 per child, where
     the plain form takes one per occupied neighbor of each child (17 to 22 on surfaces), and no map of the children.
+    A GPU sums the taps of each child that read the same parent instead, at most 8 products per child and 4 to 6 on
+    surfaces: differences rounded to half precision would cost accuracy, and their operands a pass over memory.
 
     Args:
         feats: ``[N, Ci]`` float, of the parents.
@@ -190,7 +195,8 @@ def subdivided_conv(
         ``[8 N, Co]``, dtype of `feats`. Children of parent n at rows ``8 n + 4 dx + 2 dy + dz``, as in `subdivide`.
 
     Raises:
-        ValueError: if a shape does not fit or a neighbor is not in ``[-1, N)``.
+        ValueError: if a shape does not fit or a neighbor is not in ``[-1, N)``; on a GPU the latter is not checked, as
+            that would wait for it, and such neighbors count as absent.
         TypeError: if a dtype does not fit.
     """
     expect(

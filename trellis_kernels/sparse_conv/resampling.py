@@ -12,6 +12,7 @@ from trellis_kernels.shapes import FLOATS, expect
 from trellis_kernels.sparse_conv import reference
 
 POOL_MODES = ("sum", "mean", "biased_mean")
+_KERNELS = {"cpu": "trellis_kernels.sparse_conv.cpu", "cuda": "trellis_kernels.sparse_conv.triton"}
 
 
 def sparse_pool(feats: Tensor, inverse: Tensor, count: int, mode: str) -> Tensor:
@@ -34,7 +35,8 @@ def sparse_pool(feats: Tensor, inverse: Tensor, count: int, mode: str) -> Tensor
         ``[count, C]``, dtype of `feats`.
 
     Raises:
-        ValueError: if a shape or mode does not fit, `count` is negative, or an index is not in ``[0, count)``.
+        ValueError: if a shape or mode does not fit, `count` is negative, or an index is not in ``[0, count)``; the
+            last is not checked on a GPU, as that would wait for it: such rows belong to no voxel there.
         TypeError: if a dtype does not fit.
 
     Source:
@@ -61,7 +63,8 @@ def upsample(feats: Tensor, inverse: Tensor) -> Tensor:
         ``[N, C]``, dtype of `feats`.
 
     Raises:
-        ValueError: if a shape does not fit or an index is not in ``[0, M)``.
+        ValueError: if a shape does not fit or an index is not in ``[0, M)``; the latter is not checked on a GPU, as
+            that would wait for it: such voxels get zeros there.
         TypeError: if a dtype does not fit.
     """
     expect(feats=(feats, "M C", FLOATS), inverse=(inverse, "N", torch.int32))
@@ -92,12 +95,12 @@ def subdivide(feats: Tensor) -> Tensor:
 _pool = Operator(
     "sparse_pool(Tensor feats, Tensor inverse, int count, str mode) -> Tensor",
     reference=reference.sparse_pool,
-    kernels={"cpu": "trellis_kernels.sparse_conv.cpu"},
+    kernels=_KERNELS,
 )
 _upsample = Operator(
     "upsample(Tensor feats, Tensor inverse) -> Tensor",
     reference=reference.upsample,
-    kernels={"cpu": "trellis_kernels.sparse_conv.cpu"},
+    kernels=_KERNELS,
 )
 
 

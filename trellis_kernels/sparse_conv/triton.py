@@ -19,6 +19,7 @@ from trellis_kernels.sparse_conv.triton_gather import (
 )
 from trellis_kernels.sparse_conv.triton_pairs import add_pair_splits, pair_gemm
 from trellis_kernels.sparse_conv.triton_plan import count_pairs, list_pairs, row_keys, write_orders
+from trellis_kernels.sparse_conv.triton_rows import gather_rows, pool_rows
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _TAPS = {PLAIN.value: 1, TO_CHILDREN.value: 8, FROM_CHILDREN.value: 8}
@@ -75,6 +76,38 @@ def conv_plan(neighbors: Tensor, gradients: bool) -> Tensor:
         if gradients:
             _list_pairs(neighbors, plan[2 * orders :])
     return plan
+
+
+def sparse_pool(feats: Tensor, inverse: Tensor, count: int, mode: str) -> Tensor:
+    feats = feats.contiguous()
+    channels = feats.shape[1]
+    out = feats.new_empty(count, channels)
+    if out.numel() == 0:
+        return out
+    block = min(256, triton.next_power_of_2(channels))
+    accumulator = triton.language.float64 if feats.dtype == torch.float64 else triton.language.float32
+    with cuda_device.guard(feats):
+        coarse, order = inverse.sort(stable=True)
+        starts = torch.searchsorted(coarse, torch.arange(count + 1, dtype=torch.int32, device=coarse.device))
+        pool_rows[(count, triton.cdiv(channels, block))](
+            feats, order, starts, out, channels, MEAN=mode != "sum", MORE=int(mode == "biased_mean"),
+            ACCUMULATOR=accumulator, BLOCK=block, num_warps=1,
+        )  # fmt: skip
+    return out
+
+
+def upsample(feats: Tensor, inverse: Tensor) -> Tensor:
+    feats, inverse = feats.contiguous(), inverse.contiguous()
+    rows, (sources, channels) = inverse.shape[0], feats.shape
+    out = feats.new_empty(rows, channels)
+    if out.numel():
+        width = min(128, triton.next_power_of_2(channels))
+        grid = (triton.cdiv(rows, 2048 // width), triton.cdiv(channels, width))
+        with cuda_device.guard(feats):
+            gather_rows[grid](
+                feats, inverse, out, rows, sources, channels, BLOCK_R=2048 // width, BLOCK_C=width, num_warps=4
+            )
+    return out
 
 
 def _write_orders(neighbors: Tensor, plan: Tensor, orders: int) -> None:
