@@ -38,6 +38,7 @@ FULL = pytest.param("1024^3", marks=pytest.mark.full)  # 16.7M voxels
 MAPS = pytest.mark.parametrize("scene", ["64^3", "128^3", "256^3", "256^3 shuffled", FULL])
 SETS = pytest.mark.parametrize("scene", ["128^3", "256^3", "256^3 shuffled", FULL])
 Run = Callable[[], object]
+pytestmark = pytest.mark.priority(3)
 
 
 @cache

@@ -1,11 +1,16 @@
 """What the benchmarks prepare for other libraries and problems, checked where no GPU is needed for it."""
 
+import time
+from pathlib import Path
+
 import pytest
 import torch
 
+from benchmarks import record
 from benchmarks.full_scale import seed
 from benchmarks.peers import convolution_matrix
 from benchmarks.plain_flow import flow_gflop, plain_structure_flow
+from benchmarks.report import supervise
 from benchmarks.scenes import flexgemm_shell, object_voxels
 from tests.support.scenes import sphere_voxels
 from tests.support.sparse_maps import neighbors_of
@@ -49,3 +54,29 @@ def test_scenes_have_the_sizes_they_are_named_for() -> None:
     _, offsets = window_partition(coords, 8, 4)
     sizes = len(coords), len((coords // coords.new_tensor([1, 2, 2, 2])).unique(dim=0)), len(offsets) - 1
     assert (sizes, int(offsets.diff().max())) == ((19_192, 5_632, 332), 89)
+
+
+ON_A_PRETENDED_GPU = """
+import pytest
+from benchmarks import device
+device.on_gpu = lambda: True
+device._rounds = lambda run, rounds: [0.25, 0.5, 0.125][:rounds]
+device.peak_memory = lambda run: 12.0
+
+@pytest.mark.benchmark(timer=device.TIMER)
+def test_row(benchmark):
+    calls = []
+    device.measure(benchmark, lambda: calls.append(1), rounds=1, gflop=3.0, dtype="tf32")
+    assert len(calls) == 1  # to warm up; the rounds are the events'
+"""
+
+
+def test_durations_of_cuda_events_reach_the_record(tmp_path: Path) -> None:
+    (tmp_path / "test_some.py").write_text(ON_A_PRETENDED_GPU)
+    path = tmp_path / "rows.jsonl"
+    step = supervise("some", [str(tmp_path), "-p", "no:cacheprovider"], path, time.monotonic() + 60)
+    assert step.status == "passed", step
+    (row,) = [entry["row"] for entry in record.read(path).values()]
+    stats = {key: row["stats"][key] for key in ("min", "median", "max", "rounds")}
+    assert stats == {"min": 0.125, "median": 0.25, "max": 0.5, "rounds": 3}
+    assert row["extra_info"] == {"peak MiB": 12.0, "dtype": "tf32", "GFLOP/s": 12.0}
