@@ -42,6 +42,32 @@ _MESH_TOPOLOGY = "tests/kernels/test_mesh_extraction.py -k test_topology and emu
 _SERIALIZATION = "tests/kernels/test_serialization.py -k emulated"
 _ATTENTION = "tests/kernels/test_attention_gpu.py -k interpreter"
 _GAUSSIANS = "tests/kernels/test_gaussians_gpu.py -k emulated"
+_SPARSE_CONV = "tests/kernels/test_sparse_conv_gpu.py -k interpreter and (agree_with_references or plan_agrees)"
+_RESAMPLING = "tests/kernels/test_resampling.py -k interpreter"
+
+# File, meaning, the text that occurs once, what it becomes, tests.
+_SPARSE_CONV_MISTAKES = [
+    ("triton_gather", "wrong stride: gathered rows are one channel too long",
+     "feats + source[:, None] * in_channels", "feats + source[:, None] * (in_channels + 1)", _SPARSE_CONV),
+    ("triton_gather", "off-by-one tile edge: the last row is left out",
+     "inside = position < rows", "inside = position < rows - 1", _SPARSE_CONV),
+    ("triton_gather", "dropped tap mask: only taps that all rows of a tile have are visited",
+     "return a | b", "return a & b", _SPARSE_CONV),
+    ("triton_gather", "the second tile of columns reads the weights of the first",
+     "(BLOCK_N + tl.arange(0, BLOCK_T))[None, :] * weight", "tl.arange(0, BLOCK_T)[None, :] * weight", _SPARSE_CONV),
+    ("triton_gather", "the kernel is not turned round in the input gradient",
+     "columns - 1 - tap if MIRRORED else tap", "tap", _SPARSE_CONV),
+    ("triton_gather", "wrong stride: taps are summed z slowest for the children",
+     "tap = (kx * 3 + ky) * 3 + kz", "tap = (kz * 3 + ky) * 3 + kx", _SPARSE_CONV),
+    ("triton_pairs", "off-by-one block: pairs looked up ahead are those of one block before",
+     "_listed(lists, block + 2,", "_listed(lists, block + 1,", _SPARSE_CONV),
+    ("triton_pairs", "the gradient of a child goes to its neighbor's tap",
+     "(tap % 3 > child % 2)", "(tap % 3 >= child % 2)", _SPARSE_CONV),
+    ("triton_plan", "off-by-one: lists of pairs begin one entry late",
+     "tl.cumsum(present, 0) - 1", "tl.cumsum(present, 0)", _SPARSE_CONV),
+    ("triton_rows", "the last row of a coarse voxel is left out",
+     "range(begin, end)", "range(begin, end - 1)", _RESAMPLING),
+]  # fmt: skip
 
 MUTATIONS = [
     Mutation(
@@ -288,6 +314,10 @@ MUTATIONS = [
         "for start in tl.range(begin, whole, BLOCK_Q):",
         "for start in tl.range(begin + BLOCK_Q, whole, BLOCK_Q):",
         _ATTENTION,
+    ),
+    *(
+        Mutation(meaning, f"trellis_kernels/sparse_conv/{file}.py", old, new, tests)
+        for file, meaning, old, new, tests in _SPARSE_CONV_MISTAKES
     ),
 ]
 

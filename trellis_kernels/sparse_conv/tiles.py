@@ -57,6 +57,15 @@ def pair_tiles(dtype: torch.dtype, exact: bool, rows: int, columns: int, device:
     return _tiles(m, n, tail, k, warps, 2, device)
 
 
+def parts_pay(rows: int, depth: int) -> bool:
+    """Whether an order of rows for each plane of taps saves more time than adding up three float32 results takes.
+
+    Adding takes about 192 / `depth` of the time of the products wanted; one order for all taps wastes half of them at
+    15,000 rows on a surface, a third at 64,000, less above.
+    """
+    return depth >= 512 and rows <= 80 * depth
+
+
 def gather_splits(programs: int, steps: int, slots: int) -> int:
     """Into how many pieces to cut reductions of about `steps` steps, where `programs` tiles leave slots idle."""
     return max(1, min(slots // max(programs, 1), steps // 8, 16))

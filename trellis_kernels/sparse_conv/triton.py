@@ -172,7 +172,7 @@ def _gather(
     device = cuda_device.properties(feats)
     tile = tiles.gather_tiles(feats.dtype, exact, co, ci, device)
     programs = triton.cdiv(rows, tile.m) * triton.cdiv(co, tile.n + tile.tail)
-    parts = plan_parts(rows, taps) if kind == PLAIN.value and ci >= 128 else 1
+    parts = plan_parts(rows, taps) if kind == PLAIN.value and tiles.parts_pay(rows, ci) else 1
     steps = triton.cdiv(ci, tile.k) * {PLAIN.value: taps, TO_CHILDREN.value: 8, FROM_CHILDREN.value: 64}[kind]
     splits = tiles.gather_splits(programs * parts * children, steps // (2 * parts), tile.slots)
     pieces = parts * splits
