@@ -5,7 +5,7 @@
 ``full_size``: TRELLIS-image-large with seeded random weights, 25 + 25 steps, guidance while t is in [0.5, 1], to
 Gaussians and mesh, on a GPU. Random weights make random voxels, so after the structure decoder has run, the voxels of a
 shell of the usual number take the place of its own; and a random surface has several times the faces of a real one.
-``nano``: the bundled model as a user calls it.
+``trellis_graph`` replays the structure flow as a CUDA graph. ``nano``: the bundled model as a user calls it.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from trellis.nn.sparse import SparseTensor, VoxelGrid
 from trellis.pipelines.settings import SamplerParams
 from trellis.pipelines.stages import Condition, Run, run_sampler
 from trellis.sampling import timesteps
+from trellis.sampling.graphs import GraphedFlow
 
 PHOTO = Path(__file__).parents[1] / "examples" / "coffee.png"
 STAGES = ["image_encoder", "structure_flow", "structure_decoder", "latent_flow", "gaussian_decoder", "mesh_decoder"]
@@ -49,10 +50,13 @@ def generate(models: dict[str, Any], image: Image.Image, noise: torch.Tensor, la
     return models["gaussian_decoder"](slat)[0], models["mesh_decoder"](slat)[0]
 
 
+@pytest.mark.parametrize("implementation", ["trellis", "trellis_graph"])
 @pytest.mark.priority(2)
 @ON_GPU
-def test_full_size(benchmark) -> None:
+def test_full_size(benchmark, implementation: str) -> None:
     models = {stage: seeded_model(stage, device(), half=True) for stage in STAGES}
+    if implementation == "trellis_graph":
+        models["structure_flow"] = GraphedFlow(models["structure_flow"])
     coords = object_voxels()
     image = Image.open(PHOTO).convert("RGB").resize((518, 518))
     with device():
@@ -64,7 +68,6 @@ def test_full_size(benchmark) -> None:
     gflop = forwards * sum(flow_gflop(n, config, CONTEXT[1]) for n, config in zip(tokens, flows, strict=True))
     benchmark.group = f"photo to Gaussians and mesh, full size, {len(coords)} voxels, 25 + 25 steps"
     benchmark.extra_info |= {
-        "implementation": "trellis",
         "forwards of each flow": forwards,
         "resident MiB": round(torch.cuda.memory_allocated() / 2**20),
     }
