@@ -26,7 +26,10 @@ __all__ = [
     "residual_layer_norm",
 ]
 
-_KERNELS = {"cpu": "trellis_kernels.normalization.cpu"}
+_KERNELS = {
+    "cpu": "trellis_kernels.normalization.cpu",
+    "cuda": "trellis_kernels.normalization.triton",
+}
 
 
 def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *, eps: float) -> Tensor:
@@ -111,7 +114,8 @@ def residual_layer_norm(
         eps: added to the variance.
 
     Returns:
-        ``total [N, C]`` and ``out [N, C]``, dtype of `x`. In half precision `out` is computed from the rounded `total`.
+        ``total [N, C]`` and ``out [N, C]``, dtype of `x`. In half precision `out` is made from the total before it is
+            rounded (CPU) or after (GPU).
 
     Raises:
         ValueError, TypeError: if a shape, dtype or offset is not one of the above.
