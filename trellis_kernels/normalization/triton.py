@@ -115,8 +115,8 @@ def layer_norm_backward(
         values = x if gain is None else _row_readable(gain)
         with cuda_device.guard(x):
             norm_backward[grid](
-                out_gradient.contiguous(), x, values, _offsets(offsets, x), mean, rstd, gradient,
-                mean if sums is None else sums, rows, _row_stride(values), unit,
+                out_gradient.contiguous(), x, values, _offsets(offsets, x), mean.contiguous(), rstd.contiguous(),
+                gradient, mean if sums is None else sums, rows, _row_stride(values), unit,
                 C=channels, ROWS=tile.rows, WIDTH=tile.width, SEGMENTED=own > 1, AFFINE=gain is not None,
                 num_warps=tile.warps,
             )  # fmt: skip
