@@ -103,7 +103,7 @@ def test_neighbor_relation_is_symmetric(backend: str, coords: Tensor, kernel_siz
 @given(coords=small_sets, seed=st.integers(0, 99))
 @few_examples
 def test_neighbor_map_follows_a_permutation_of_the_voxels(backend: str, coords: Tensor, seed: int) -> None:
-    order = torch.randperm(len(coords), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(coords), generator=torch.Generator().manual_seed(seed), device="cpu").to(coords.device)
     rank = torch.cat([order.argsort(), torch.tensor([-1])]).int()  # old row -> new row; -1 stays
     assert torch.equal(neighbor_map(coords[order]), rank[neighbor_map(coords).long()][order])
 
