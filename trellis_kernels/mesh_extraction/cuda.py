@@ -43,7 +43,8 @@ def surface_topology(coords: Tensor, feats: Tensor, resolution: int) -> tuple[Te
             coords, sdf, resolution, voxels, cube_of_voxel, points, inside, surface, sums, stream
         )  # fmt: skip
         points.ranks.cumsum_(0)
-        sums.cumsum_(1)
+        for row in sums:  # torch scans one row with many blocks, but a matrix with one block per row
+            row.cumsum_(0)
         found = [0] * 5
         if cubes:  # the one time the host waits: the sizes of the outputs
             found = torch.cat([voxels.ranks[-1:], points.ranks[-1:], sums[:, -1]]).tolist()
