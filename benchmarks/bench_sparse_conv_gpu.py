@@ -6,6 +6,7 @@ FlexGEMM's eight training shapes: a shell of radius R / 2 and thickness 1.25, C 
 backward. And six shapes of the released TRELLIS models. GFLOP/s counts the products of voxels that are neighbors, three
 times (forward, two gradients); coordinates are given, everything derived from them is inside.
 
+- ``masked_implicit_gemm``: our own version of FlexGEMM's published algorithm, see masked_gemm.py.
 - ``torch_pairs``: pairs of every tap listed once per step, then gather, matmul, index_add with autograd.
 - ``spconv``: its own indices once per step, where it is installed for CUDA.
 """
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.device import ON_GPU, device, measure, on_gpu
+from benchmarks.masked_gemm import masked_gemm, one_order
 from benchmarks.peers import spconv_layer
 from benchmarks.scenes import flexgemm_shell, object_voxels
 from tests.support.sparse_maps import children_of
@@ -108,6 +110,20 @@ def trellis(p: Problem) -> Step:
     return step
 
 
+def masked_implicit_gemm(p: Problem) -> Step:
+    if not on_gpu():
+        pytest.skip("a Triton kernel")
+
+    def step() -> list[Tensor]:
+        neighbors, out = neighbor_map(p.coords), p.feats
+        plan = one_order(neighbors)
+        for weight in p.weights:
+            out = masked_gemm(out, neighbors, weight, plan)
+        return gradients(p, out)
+
+    return step
+
+
 def torch_pairs(p: Problem) -> Step:
     def step() -> list[Tensor]:
         neighbors, out = neighbor_map(p.coords), p.feats
@@ -148,7 +164,9 @@ def close(actual: list[Tensor], expected: list[Tensor], tolerance: float) -> boo
 CASES = [pytest.param(name, marks=[ON_GPU, pytest.mark.priority(1 if "64^3" in name else 2)]) for name in SHAPES]
 
 
-@pytest.mark.parametrize("implementation", [trellis, torch_pairs, spconv], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "implementation", [trellis, masked_implicit_gemm, torch_pairs, spconv], ids=lambda f: f.__name__
+)
 @pytest.mark.parametrize("shape", [*SMALL, *CASES])
 def test_training_step(benchmark, implementation: Callable[[Problem], Step], shape: str) -> None:
     p = problem((SHAPES | SMALL)[shape])
