@@ -84,10 +84,12 @@ def test_rooms_are_those_of_the_plan() -> None:
     } <= set(ROOMS)
 
 
-def test_every_operator_has_a_cpu_kernel_and_belongs_to_a_room() -> None:
+def test_every_operator_has_its_kernels_and_belongs_to_a_room() -> None:
     assert len(OPERATORS) > 10
     for name, operator in OPERATORS.items():
-        assert operator.kernels.get("cpu", "").split(".")[:2] == ["trellis_kernels", _room(operator.kernels)], name
+        room = _room(operator.kernels)
+        assert operator.kernels.get("cpu", "").split(".")[:2] == ["trellis_kernels", room], name
+        assert operator.kernels.get("cuda") in {f"trellis_kernels.{room}.cuda", f"trellis_kernels.{room}.triton"}, name
 
 
 def _room(kernels: dict[str, str]) -> str:
