@@ -3,7 +3,7 @@
     pytest benchmarks/bench_sparse_conv_gpu.py
 
 FlexGEMM's eight training shapes: a shell of radius R / 2 and thickness 1.25, C -> C channels, L layers, forward and
-backward. And six shapes of the released TRELLIS models. GFLOP/s counts the products of voxels that are neighbors, three
+backward. And five shapes of the released TRELLIS models. GFLOP/s counts the products of voxels that are neighbors, three
 times (forward, two gradients); coordinates are given, everything derived from them is inside.
 
 - ``masked_implicit_gemm``: our own version of FlexGEMM's published algorithm, see masked_gemm.py.
