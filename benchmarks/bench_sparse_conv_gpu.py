@@ -3,8 +3,8 @@
     pytest benchmarks/bench_sparse_conv_gpu.py
 
 FlexGEMM's eight training shapes: a shell of radius R / 2 and thickness 1.25, C -> C channels, L layers, forward and
-backward. And five shapes of the released TRELLIS models. GFLOP/s counts the products of voxels that are neighbors, three
-times (forward, two gradients); coordinates are given, everything derived from them is inside.
+backward. And five shapes of the released TRELLIS models. GFLOP/s counts the products of voxels that are neighbors,
+three times (forward, two gradients); coordinates are given, everything derived from them is inside.
 
 - ``masked_implicit_gemm``: our own version of FlexGEMM's published algorithm, see masked_gemm.py.
 - ``torch_pairs``: pairs of every tap listed once per step, then gather, matmul, index_add with autograd.
