@@ -208,6 +208,18 @@ def test_an_index_out_of_range_is_not_followed(backend: str) -> None:
 
 
 @GPU_KERNELS
+def test_results_do_not_vary(backend: str) -> None:
+    qkv, order, offsets = torch.randn(150, 3, 1, 64).half(), torch.randperm(150).int(), offsets_of([20, 130])
+    upstream = torch.randn(150, 1, 64).half()
+    for run in (
+        lambda qkv: windowed_attention(qkv, order, offsets),
+        lambda qkv: varlen_attention(*qkv.unbind(1), offsets, offsets),
+    ):
+        first, second = (both_directions(run, qkv, upstream) for _ in range(2))
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@GPU_KERNELS
 def test_rows_may_lie_beyond_two_to_the_31(backend: str) -> None:
     """Half of the memory is never touched: on a host it is only address space."""
     elements, stride = 2**31 + 2**20, 2**26
