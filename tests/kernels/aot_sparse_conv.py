@@ -17,6 +17,17 @@ def launches() -> None:
     _subdivided(torch.bfloat16, 19_156, 192, 96)
 
 
+def ones() -> None:
+    """Triton compiles arguments that are 1 as constants, which are not tensors."""
+    for taps in (1, 27):
+        _plain(torch.float32, 1, 1, 1, taps)
+    _subdivided(torch.float32, 1, 1, 1)
+    _plain(torch.float16, 3, 2, 2, 125)
+    index = torch.zeros(1, dtype=torch.int32)
+    OPS.sparse_pool(torch.empty(1, 1), index, 1, "mean")
+    OPS.upsample(torch.empty(1, 1), index)
+
+
 def every_shape() -> None:
     """All configurations the released models and the training benchmarks use; takes minutes."""
     for dtype in HALVES:
@@ -34,10 +45,10 @@ def every_shape() -> None:
         _subdivided(torch.float32, 19_156, 192, 96)
 
 
-def _plain(dtype: torch.dtype, rows: int, ci: int, co: int) -> None:
-    neighbors = torch.empty(rows, 27, dtype=torch.int32)
+def _plain(dtype: torch.dtype, rows: int, ci: int, co: int, taps: int = 27) -> None:
+    neighbors = torch.empty(rows, taps, dtype=torch.int32)
     feats, gradient = torch.empty(rows, ci, dtype=dtype), torch.empty(rows, co, dtype=dtype)
-    weight, bias = torch.empty(co, 27, ci, dtype=dtype), torch.empty(co, dtype=dtype)
+    weight, bias = torch.empty(co, taps, ci, dtype=dtype), torch.empty(co, dtype=dtype)
     plan = conv_plan(neighbors, gradients=True)
     OPS.submanifold_conv(feats, neighbors, weight, bias, plan)
     OPS.submanifold_conv_input_gradient(gradient, neighbors, weight, plan)

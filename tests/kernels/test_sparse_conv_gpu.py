@@ -175,3 +175,8 @@ def test_compiled_kernels_use_tensor_cores_and_spill_nothing() -> None:
         half = "float16" in row.constants  # or bfloat16
         if row.kernel in ("gather_gemm", "pair_gemm") and half:
             assert wanted[row.arch] in row.instructions, row
+
+
+@pytest.mark.aot
+def test_sizes_of_one_compile() -> None:
+    aot.check_limits(aot.compile_launches("tests.kernels.aot_sparse_conv:ones", [90]))

@@ -174,7 +174,7 @@ def gather_gemm(
     target = (_row(plan, position, inside, plan_stride, order, MASKED, ".cg")).to(tl.int64)
     if KIND == TO_CHILDREN:
         target = target * 8 + child
-    count = rows.to(tl.int64) * (8 if KIND == TO_CHILDREN else 1)
+    count = tl.cast(rows, tl.int64) * (8 if KIND == TO_CHILDREN else 1)
     to = out + (split * count + target)[:, None] * out_channels
     _store(to, acc, bias, column, inside, out_channels, HAS_BIAS)
     if BLOCK_T:
@@ -204,7 +204,7 @@ def add_splits(
     inside = at < size
     total = tl.zeros((BLOCK,), tl.float32)
     for split in tl.static_range(SPLITS):
-        total += tl.load(partial + split * size.to(tl.int64) + at, mask=inside, other=0.0)
+        total += tl.load(partial + split * tl.cast(size, tl.int64) + at, mask=inside, other=0.0)
     if HAS_BIAS:
         total += tl.load(bias + at % out_channels, mask=inside, other=0.0).to(tl.float32)
     tl.store(out + at, total, mask=inside)
@@ -225,7 +225,7 @@ def collapse_weight(
     child = tl.program_id(0) // 8
     parent = tl.program_id(0) % 8
     at = tl.program_id(1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < out_channels.to(tl.int64) * in_channels
+    inside = at < tl.cast(out_channels, tl.int64) * in_channels
     weight += at // in_channels * weight_out_stride + at % in_channels * weight_in_stride
     total = tl.zeros((BLOCK,), tl.float32)
     # Along an axis, tap k leads to the nearer parent 0 for k <= child digit and to parent 1 for k above it.

@@ -109,7 +109,7 @@ def add_pair_splits(
     """Sum in a fixed order: for each split, and with children for each child, which reads one parent through a tap."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     tap = tl.program_id(1)
-    size = out_channels.to(tl.int64) * in_channels
+    size = tl.cast(out_channels, tl.int64) * in_channels
     inside = at < size
     total = tl.zeros((BLOCK,), tl.float32)
     for split in range(SPLITS):
@@ -119,7 +119,7 @@ def add_pair_splits(
                 matrix = (split * 64 + child * 8 + parent).to(tl.int64)
                 total += tl.load(partial + matrix * size + at, mask=inside, other=0.0)
         else:
-            matrix = split * columns.to(tl.int64) + tap
+            matrix = split * tl.cast(columns, tl.int64) + tap
             total += tl.load(partial + matrix * size + at, mask=inside, other=0.0)
     to = out + (at // in_channels * columns + tap) * in_channels + at % in_channels
     tl.store(to, total, mask=inside)

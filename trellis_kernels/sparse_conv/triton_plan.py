@@ -33,7 +33,7 @@ def row_keys(
         size = taps // PARTS
         for part in tl.static_range(PARTS):
             key = _place((mask >> part * size) & ((1 << size) - 1))
-            tl.store(keys + (part + 1) * rows.to(tl.int64) + row, key, mask=row < rows)
+            tl.store(keys + (part + 1) * tl.cast(rows, tl.int64) + row, key, mask=row < rows)
 
 
 @triton.jit
