@@ -69,6 +69,22 @@ _SPARSE_CONV_MISTAKES = [
      "range(begin, end)", "range(begin, end - 1)", _RESAMPLING),
 ]  # fmt: skip
 
+_NORMALIZATION = "tests/kernels/test_normalization_gpu.py -k interpreter"
+_NORMALIZATION_MISTAKES = (
+    ("triton_rows", "wrong stride: every segment has the gate of the first",
+     "tl.load(gate + segment * gate_stride + column", "tl.load(gate + column"),
+    ("triton_rows", "off-by-one edge: a segment begins one row late",
+     "found = tl.load(offsets + middle) <= row", "found = tl.load(offsets + middle) < row"),
+    ("triton_rows", "dropped mask: columns past the last count in the variance",
+     "centered = tl.where(mask, value - mean[:, None], 0.0)", "centered = value - mean[:, None]"),
+    ("triton_rows", "the last tile of a slice is left out of the sums",
+     "return first, tl.minimum(first + each, end)", "return first, tl.minimum(first + each - ROWS, end)"),
+    ("triton_heads", "keys are scaled by the gamma of the queries, in the gradient",
+     "    if part == 1:\n        own = second_gamma\n    own_gamma", "    own_gamma"),
+    ("triton_heads", "off-by-one edge: the last row of heads is not written",
+     "mask = (row < rows)[:, None]", "mask = (row < rows - 1)[:, None]"),
+)  # fmt: skip
+
 MUTATIONS = [
     Mutation(
         "removed barrier: vertices are added up before their edges are weighed",
@@ -318,6 +334,10 @@ MUTATIONS = [
     *(
         Mutation(meaning, f"trellis_kernels/sparse_conv/{file}.py", old, new, tests)
         for file, meaning, old, new, tests in _SPARSE_CONV_MISTAKES
+    ),
+    *(
+        Mutation(meaning, f"trellis_kernels/normalization/{file}.py", old, new, _NORMALIZATION)
+        for file, meaning, old, new in _NORMALIZATION_MISTAKES
     ),
 ]
 
