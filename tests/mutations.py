@@ -331,6 +331,27 @@ MUTATIONS = [
         "for start in tl.range(begin + BLOCK_Q, whole, BLOCK_Q):",
         _ATTENTION,
     ),
+    Mutation(
+        "a removed barrier: columns are filtered before the rows are complete",
+        "csrc/cuda/ssim.cu",
+        "    rows[4][row][column] = m.xy;\n  }\n  __syncthreads();\n  const int row = thread",
+        "    rows[4][row][column] = m.xy;\n  }\n  const int row = thread",
+        "tests/kernels/test_ssim.py -k emulated",
+    ),
+    Mutation(
+        "off-by-one tile edge: the last tap is left out",
+        "csrc/cuda/ssim.cu",
+        "for (int tap = 0; tap < kTaps; ++tap) sums[k]",
+        "for (int tap = 0; tap < kTaps - 1; ++tap) sums[k]",
+        "tests/kernels/test_ssim.py -k emulated",
+    ),
+    Mutation(
+        "wrong stride: the planes of the gradient overlap",
+        "csrc/cuda/ssim.cu",
+        "tile.at(gradients + plane,",
+        "tile.at(gradients,",
+        "tests/kernels/test_ssim.py -k emulated",
+    ),
     *(
         Mutation(meaning, f"trellis_kernels/sparse_conv/{file}.py", old, new, tests)
         for file, meaning, old, new, tests in _SPARSE_CONV_MISTAKES

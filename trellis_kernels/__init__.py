@@ -23,6 +23,7 @@ from trellis_kernels.sparse_conv import (
     submanifold_conv_weight_gradient,
     upsample,
 )
+from trellis_kernels.ssim import ssim_map
 from trellis_kernels.voxel_hash import (
     coarsen,
     neighbor_map,
@@ -53,6 +54,7 @@ __all__ = [
     "residual_layer_norm",
     "sparse_pool",
     "spherical_harmonics",
+    "ssim_map",
     "subdivide",
     "subdivide_coords",
     "subdivided_conv",

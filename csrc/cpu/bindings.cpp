@@ -12,6 +12,7 @@
 #include "normalization.h"
 #include "serialization.h"
 #include "sparse_conv.h"
+#include "ssim.h"
 #include "tensor_caster.h"
 #include "voxel_hash.h"
 
@@ -148,6 +149,12 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("subdivided_conv_weight_gradient", &trellis::cpu::subdivided_conv_weight_gradient<double>, release_gil());
   m.def("sparse_pool", &trellis::cpu::sparse_pool<float>, release_gil());
   m.def("sparse_pool", &trellis::cpu::sparse_pool<double>, release_gil());
+
+  // ssim
+  m.def("ssim_map", &trellis::cpu::ssim_map<float>, release_gil());
+  m.def("ssim_map", &trellis::cpu::ssim_map<double>, release_gil());
+  m.def("ssim_map_gradient", &trellis::cpu::ssim_map_gradient<float>, release_gil());
+  m.def("ssim_map_gradient", &trellis::cpu::ssim_map_gradient<double>, release_gil());
 
   // voxel_hash
   m.def("neighbor_map", &trellis::cpu::neighbor_map, release_gil());

@@ -16,6 +16,7 @@
 #include "gaussians.h"
 #include "mesh_extraction.h"
 #include "serialization.h"
+#include "ssim.h"
 #include "tensor_caster.h"
 #include "voxel_hash.h"
 
@@ -45,6 +46,10 @@ PYBIND11_MODULE(TRELLIS_MODULE, m) {
 
   // serialization
   m.def("curve_codes", &trellis::cuda::curve_codes);
+
+  // ssim
+  m.def("ssim_map", &trellis::cuda::ssim_map);
+  m.def("ssim_map_gradient", &trellis::cuda::ssim_map_gradient);
 
   // voxel_hash
   m.def("neighbor_map", &trellis::cuda::neighbor_map);

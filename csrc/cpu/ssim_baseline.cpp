@@ -1,0 +1,2 @@
+#define TRELLIS_ISA ssim_baseline
+#include "ssim_strip.inl.h"
