@@ -3,6 +3,7 @@
 from trellis_kernels.attention import varlen_attention, window_partition, windowed_attention
 from trellis_kernels.gaussians import rasterize_gaussians, spherical_harmonics
 from trellis_kernels.mesh_extraction import ExtractedMesh, ExtractionTerms, extract_mesh
+from trellis_kernels.mesh_raster import Rasterization, interpolate, rasterize_mesh
 from trellis_kernels.normalization import (
     gated_residual,
     head_rms_norm,
@@ -36,6 +37,7 @@ __all__ = [
     "OPERATORS",
     "ExtractedMesh",
     "ExtractionTerms",
+    "Rasterization",
     "coarsen",
     "conv_plan",
     "extract_mesh",
@@ -43,6 +45,7 @@ __all__ = [
     "head_rms_norm",
     "hilbert_codes",
     "hilbert_order",
+    "interpolate",
     "layer_norm",
     "modulated_layer_norm",
     "morton_codes",
@@ -51,6 +54,7 @@ __all__ = [
     "pointwise_conv",
     "qk_rms_norm",
     "rasterize_gaussians",
+    "rasterize_mesh",
     "residual_layer_norm",
     "sparse_pool",
     "spherical_harmonics",

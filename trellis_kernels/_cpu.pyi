@@ -168,6 +168,41 @@ def head_rms_norm_backward(
     out_gradient: Tensor, x: Tensor, gamma: Tensor, x_gradient: Tensor, gamma_gradient: Tensor, threads: int
 ) -> None: ...
 
+# mesh_raster
+def rasterize_mesh(
+    positions: Tensor,
+    faces: Tensor,
+    behind_ids: Tensor,
+    behind_depths: Tensor,
+    ids: Tensor,
+    barycentrics: Tensor,
+    depths: Tensor,
+    derivatives: Tensor,
+    threads: int,
+) -> None: ...
+def rasterize_mesh_gradient(
+    positions: Tensor,
+    faces: Tensor,
+    ids: Tensor,
+    barycentrics_gradient: Tensor,
+    depths_gradient: Tensor,
+    out: Tensor,
+    threads: int,
+) -> None: ...
+def interpolate(
+    attributes: Tensor, faces: Tensor, ids: Tensor, barycentrics: Tensor, out: Tensor, threads: int
+) -> None: ...
+def interpolate_gradient(
+    out_gradient: Tensor,
+    attributes: Tensor,
+    faces: Tensor,
+    ids: Tensor,
+    barycentrics: Tensor,
+    attributes_gradient: Tensor,
+    barycentrics_gradient: Tensor,
+    threads: int,
+) -> None: ...
+
 # serialization
 
 def curve_codes(coords: Tensor, hilbert: bool, transposed: bool, bits: int, codes: Tensor, threads: int) -> None: ...

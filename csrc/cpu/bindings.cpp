@@ -9,6 +9,7 @@
 #include "cpu_features.h"
 #include "gaussians.h"
 #include "mesh_extraction.h"
+#include "mesh_raster.h"
 #include "normalization.h"
 #include "serialization.h"
 #include "sparse_conv.h"
@@ -88,6 +89,23 @@ static void bind_mesh_extraction(py::module_& m) {
   bind_surface_values<double>(m);
 }
 
+template <class T>
+static void bind_mesh_raster(py::module_& m) {
+  using trellis::TensorView;
+  m.def(
+      "rasterize_mesh",
+      [](TensorView<const T, 3> positions, TensorView<const int32_t, 2> faces, TensorView<const int32_t, 3> behind_ids,
+         TensorView<const T, 3> behind_depths, TensorView<int32_t, 3> ids, TensorView<T, 4> barycentrics,
+         TensorView<T, 3> depths, TensorView<T, 4> derivatives, int threads) {
+        trellis::cpu::rasterize_mesh<T>(positions, faces, {behind_ids, behind_depths},
+                                        {ids, barycentrics, depths, derivatives}, threads);
+      },
+      release_gil());
+  m.def("rasterize_mesh_gradient", &trellis::cpu::rasterize_mesh_gradient<T>, release_gil());
+  m.def("interpolate", &trellis::cpu::interpolate<T>, release_gil());
+  m.def("interpolate_gradient", &trellis::cpu::interpolate_gradient<T>, release_gil());
+}
+
 PYBIND11_MODULE(_cpu, m) {
   m.def("instruction_set", [] { return trellis::kNames[static_cast<int>(trellis::instruction_set())]; });
   m.def("set_instruction_set", &trellis::set_instruction_set);
@@ -129,6 +147,10 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("head_rms_norm", &trellis::cpu::head_rms_norm<double>, release_gil());
   m.def("head_rms_norm_backward", &trellis::cpu::head_rms_norm_backward<float>, release_gil());
   m.def("head_rms_norm_backward", &trellis::cpu::head_rms_norm_backward<double>, release_gil());
+
+  // mesh_raster
+  bind_mesh_raster<float>(m);
+  bind_mesh_raster<double>(m);
 
   // serialization
   m.def("curve_codes", &trellis::cpu::curve_codes, release_gil());

@@ -1,0 +1,60 @@
+"""CPU launch. The kernels are csrc/cpu/mesh_raster*."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from trellis_kernels import _cpu
+
+
+def rasterize_mesh(
+    positions: Tensor,
+    faces: Tensor,
+    width: int,
+    height: int,
+    behind_faces: Tensor | None,
+    behind_depths: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    shape = (positions.shape[0], height, width)
+    if behind_faces is None or behind_depths is None:
+        behind_faces, behind_depths = faces.new_empty(0, 0, 0), positions.new_empty(0, 0, 0)
+    ids, depths = faces.new_empty(shape), positions.new_empty(shape)
+    barycentrics, derivatives = positions.new_empty(*shape, 2), positions.new_empty(*shape, 4)
+    _cpu.rasterize_mesh(
+        positions.contiguous(),
+        faces.contiguous(),
+        behind_faces.contiguous(),
+        behind_depths.contiguous(),
+        ids,
+        barycentrics,
+        depths,
+        derivatives,
+        torch.get_num_threads(),
+    )
+    return barycentrics, depths, derivatives, ids
+
+
+def rasterize_mesh_gradient(positions: Tensor, *inputs: Tensor) -> Tensor:
+    out = positions.new_empty(positions.shape)
+    _cpu.rasterize_mesh_gradient(*_contiguous(positions, *inputs), out, torch.get_num_threads())
+    return out
+
+
+def interpolate(attributes: Tensor, faces: Tensor, ids: Tensor, barycentrics: Tensor) -> Tensor:
+    out = attributes.new_empty(*ids.shape, attributes.shape[2])
+    _cpu.interpolate(*_contiguous(attributes, faces, ids, barycentrics), out, torch.get_num_threads())
+    return out
+
+
+def interpolate_gradient(
+    out_gradient: Tensor, attributes: Tensor, faces: Tensor, ids: Tensor, barycentrics: Tensor
+) -> tuple[Tensor, Tensor]:
+    gradients = attributes.new_empty(attributes.shape), barycentrics.new_empty(barycentrics.shape)
+    inputs = _contiguous(out_gradient, attributes, faces, ids, barycentrics)
+    _cpu.interpolate_gradient(*inputs, *gradients, torch.get_num_threads())
+    return gradients
+
+
+def _contiguous(*tensors: Tensor) -> list[Tensor]:
+    return [tensor.contiguous() for tensor in tensors]
