@@ -85,6 +85,16 @@ _NORMALIZATION_MISTAKES = (
      "mask = (row < rows)[:, None]", "mask = (row < rows - 1)[:, None]"),
 )  # fmt: skip
 
+_SSIM_MISTAKES = (
+    ("a removed barrier", "xy;\n  }\n  __syncthreads();\n  const int row", "xy;\n  }\n  const int row"),
+    (
+        "off-by-one tile edge",
+        "for (int tap = 0; tap < kTaps; ++tap) sums[k]",
+        "for (int tap = 1; tap < kTaps; ++tap) sums[k]",
+    ),
+    ("wrong stride: planes overlap", "tile.at(gradients + plane,", "tile.at(gradients,"),
+)
+
 MUTATIONS = [
     Mutation(
         "removed barrier: vertices are added up before their edges are weighed",
@@ -331,26 +341,9 @@ MUTATIONS = [
         "for start in tl.range(begin + BLOCK_Q, whole, BLOCK_Q):",
         _ATTENTION,
     ),
-    Mutation(
-        "a removed barrier: columns are filtered before the rows are complete",
-        "csrc/cuda/ssim.cu",
-        "    rows[4][row][column] = m.xy;\n  }\n  __syncthreads();\n  const int row = thread",
-        "    rows[4][row][column] = m.xy;\n  }\n  const int row = thread",
-        "tests/kernels/test_ssim.py -k emulated",
-    ),
-    Mutation(
-        "off-by-one tile edge: the last tap is left out",
-        "csrc/cuda/ssim.cu",
-        "for (int tap = 0; tap < kTaps; ++tap) sums[k]",
-        "for (int tap = 0; tap < kTaps - 1; ++tap) sums[k]",
-        "tests/kernels/test_ssim.py -k emulated",
-    ),
-    Mutation(
-        "wrong stride: the planes of the gradient overlap",
-        "csrc/cuda/ssim.cu",
-        "tile.at(gradients + plane,",
-        "tile.at(gradients,",
-        "tests/kernels/test_ssim.py -k emulated",
+    *(
+        Mutation(meaning, "csrc/cuda/ssim.cu", old, new, "tests/kernels/test_ssim.py -k emulated")
+        for meaning, old, new in _SSIM_MISTAKES
     ),
     *(
         Mutation(meaning, f"trellis_kernels/sparse_conv/{file}.py", old, new, tests)

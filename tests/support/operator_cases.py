@@ -116,6 +116,25 @@ def _rasterized(rows: int) -> tuple[Any, ...]:
     return *random_scene(rows, size=0.1), 33, 17, 0.1
 
 
+def _mesh(rows: int) -> tuple[Tensor, Tensor]:
+    """Triangles that overlap, each of three neighboring rows."""
+    positions = torch.cat([noise(2, rows + 2, 3).tanh() * 0.9, torch.ones(2, rows + 2, 1)], -1)
+    first = torch.arange(rows, dtype=torch.int32)
+    return positions, torch.stack([first, first + 1, first + 2], 1)
+
+
+def _drawn(rows: int) -> tuple[Tensor, ...]:
+    """Corners to carry to the pixels, triangles, and which of them each pixel shows where."""
+    positions, faces = _mesh(rows)
+    barycentrics, _, _, ids = reference_of("rasterize_mesh", positions, faces, 11, 7, None, None)
+    return noise(2, rows + 2, 3), faces, ids, barycentrics
+
+
+def _drawn_gradient(rows: int) -> tuple[Tensor, ...]:
+    positions, faces = _mesh(rows)
+    return positions, faces, _drawn(rows)[2], noise(2, 7, 11, 2), noise(2, 7, 11)
+
+
 CASES: dict[str, Case] = {
     "coarsen": lambda n: (voxels(n), 2),
     "conv_plan": lambda n: (_maps(n), True),
@@ -125,12 +144,16 @@ CASES: dict[str, Case] = {
     "head_rms_norm_backward": lambda n: (noise(n, 3, HEADS, WIDTH), _qkv(n), *(noise(HEADS, WIDTH),) * 2),
     "hilbert_codes": lambda n: (voxels(n), True, 5),
     "hilbert_order": lambda n: (voxels(n), False, 16),
+    "interpolate": _drawn,
+    "interpolate_gradient": lambda n: (noise(2, 7, 11, 3), *_drawn(n)),
     "layer_norm": _modulated,
     "layer_norm_backward": _modulated_backward,
     "morton_codes": lambda n: (voxels(n), True, 5),
     "morton_order": lambda n: (voxels(n), False, 16),
     "neighbor_map": lambda n: (voxels(n), 3),
     "rasterize_gaussians": _rasterized,
+    "rasterize_mesh": lambda n: (*_mesh(n), 11, 7, None, None),
+    "rasterize_mesh_gradient": _drawn_gradient,
     "residual_layer_norm": lambda n: (
         noise(n, CHANNELS),
         2 * noise(n, CHANNELS),

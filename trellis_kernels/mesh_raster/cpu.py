@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -21,29 +23,20 @@ def rasterize_mesh(
         behind_faces, behind_depths = faces.new_empty(0, 0, 0), positions.new_empty(0, 0, 0)
     ids, depths = faces.new_empty(shape), positions.new_empty(shape)
     barycentrics, derivatives = positions.new_empty(*shape, 2), positions.new_empty(*shape, 4)
-    _cpu.rasterize_mesh(
-        positions.contiguous(),
-        faces.contiguous(),
-        behind_faces.contiguous(),
-        behind_depths.contiguous(),
-        ids,
-        barycentrics,
-        depths,
-        derivatives,
-        torch.get_num_threads(),
-    )
+    pictures = ids, barycentrics, depths, derivatives
+    _launch(_cpu.rasterize_mesh, positions, faces, behind_faces, behind_depths, *pictures)
     return barycentrics, depths, derivatives, ids
 
 
 def rasterize_mesh_gradient(positions: Tensor, *inputs: Tensor) -> Tensor:
     out = positions.new_empty(positions.shape)
-    _cpu.rasterize_mesh_gradient(*_contiguous(positions, *inputs), out, torch.get_num_threads())
+    _launch(_cpu.rasterize_mesh_gradient, positions, *inputs, out)
     return out
 
 
 def interpolate(attributes: Tensor, faces: Tensor, ids: Tensor, barycentrics: Tensor) -> Tensor:
     out = attributes.new_empty(*ids.shape, attributes.shape[2])
-    _cpu.interpolate(*_contiguous(attributes, faces, ids, barycentrics), out, torch.get_num_threads())
+    _launch(_cpu.interpolate, attributes, faces, ids, barycentrics, out)
     return out
 
 
@@ -51,10 +44,10 @@ def interpolate_gradient(
     out_gradient: Tensor, attributes: Tensor, faces: Tensor, ids: Tensor, barycentrics: Tensor
 ) -> tuple[Tensor, Tensor]:
     gradients = attributes.new_empty(attributes.shape), barycentrics.new_empty(barycentrics.shape)
-    inputs = _contiguous(out_gradient, attributes, faces, ids, barycentrics)
-    _cpu.interpolate_gradient(*inputs, *gradients, torch.get_num_threads())
+    _launch(_cpu.interpolate_gradient, out_gradient, attributes, faces, ids, barycentrics, *gradients)
     return gradients
 
 
-def _contiguous(*tensors: Tensor) -> list[Tensor]:
-    return [tensor.contiguous() for tensor in tensors]
+def _launch(kernel: Callable[..., None], *tensors: Tensor) -> None:
+    # Outputs come last; they are contiguous already, so they pass unchanged.
+    kernel(*(tensor.contiguous() for tensor in tensors), torch.get_num_threads())
