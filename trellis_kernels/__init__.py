@@ -3,7 +3,15 @@
 from trellis_kernels.attention import varlen_attention, window_partition, windowed_attention
 from trellis_kernels.gaussians import rasterize_gaussians, spherical_harmonics
 from trellis_kernels.mesh_extraction import ExtractedMesh, ExtractionTerms, extract_mesh
-from trellis_kernels.mesh_raster import Rasterization, interpolate, rasterize_mesh
+from trellis_kernels.mesh_raster import (
+    Rasterization,
+    antialias,
+    face_neighbors,
+    interpolate,
+    interpolate_derivatives,
+    rasterize_mesh,
+    sample_texture,
+)
 from trellis_kernels.normalization import (
     gated_residual,
     head_rms_norm,
@@ -38,14 +46,17 @@ __all__ = [
     "ExtractedMesh",
     "ExtractionTerms",
     "Rasterization",
+    "antialias",
     "coarsen",
     "conv_plan",
     "extract_mesh",
+    "face_neighbors",
     "gated_residual",
     "head_rms_norm",
     "hilbert_codes",
     "hilbert_order",
     "interpolate",
+    "interpolate_derivatives",
     "layer_norm",
     "modulated_layer_norm",
     "morton_codes",
@@ -56,6 +67,7 @@ __all__ = [
     "rasterize_gaussians",
     "rasterize_mesh",
     "residual_layer_norm",
+    "sample_texture",
     "sparse_pool",
     "spherical_harmonics",
     "ssim_map",

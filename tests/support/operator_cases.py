@@ -135,9 +135,44 @@ def _drawn_gradient(rows: int) -> tuple[Tensor, ...]:
     return positions, faces, _drawn(rows)[2], noise(2, 7, 11, 2), noise(2, 7, 11)
 
 
+def _derivatives(rows: int) -> tuple[Tensor, ...]:
+    corners, faces, ids, _ = _drawn(rows)
+    return corners, faces, ids, noise(2, 7, 11, 4)
+
+
+def _textured(rows: int) -> tuple[Any, ...]:
+    """A texture, so many pixels that look it up, and how fast their coordinates change."""
+    return noise(2, 6, 9, 3), 0.7 * noise(2, rows, 5, 2), 0.3 * noise(2, rows, 5, 4), "repeat", "linear"
+
+
+def _textured_gradient(rows: int) -> tuple[Any, ...]:
+    return noise(2, rows, 5, 3), *_textured(rows)
+
+
+def _textured_uv_gradient(rows: int) -> tuple[Any, ...]:
+    texture, *where = _textured(rows)
+    _, mips = reference_of("sample_texture", texture, *where)
+    return noise(2, rows, 5, 3), texture, mips, *where
+
+
+def _silhouettes(rows: int) -> tuple[Tensor, ...]:
+    positions, faces = _mesh(rows)
+    _, depths, _, ids = reference_of("rasterize_mesh", positions, faces, 11, 7, None, None)
+    return noise(2, 7, 11, 3), ids, depths, positions, faces, reference_of("face_neighbors", faces)
+
+
+def _silhouettes_gradient(rows: int) -> tuple[Tensor, ...]:
+    images, ids, depths, positions, faces, neighbors = _silhouettes(rows)
+    _, *crossings = reference_of("antialias", images, ids, depths, positions, faces, neighbors)
+    return noise(2, 7, 11, 4)[..., :3], images, positions, faces, *crossings
+
+
 CASES: dict[str, Case] = {
+    "antialias": _silhouettes,
+    "antialias_gradient": _silhouettes_gradient,
     "coarsen": lambda n: (voxels(n), 2),
     "conv_plan": lambda n: (_maps(n), True),
+    "face_neighbors": lambda n: (_mesh(n)[1],),
     "gated_residual": lambda n: (noise(n, CHANNELS), noise(n, CHANNELS), noise(2, CHANNELS), offsets(n)),
     "gated_residual_backward": lambda n: (noise(n, CHANNELS), noise(n, CHANNELS), noise(2, CHANNELS), offsets(n)),
     "head_rms_norm": lambda n: (_qkv(n), noise(HEADS, WIDTH), noise(HEADS, WIDTH), 3),
@@ -145,6 +180,7 @@ CASES: dict[str, Case] = {
     "hilbert_codes": lambda n: (voxels(n), True, 5),
     "hilbert_order": lambda n: (voxels(n), False, 16),
     "interpolate": _drawn,
+    "interpolate_derivatives": _derivatives,
     "interpolate_gradient": lambda n: (noise(2, 7, 11, 3), *_drawn(n)),
     "layer_norm": _modulated,
     "layer_norm_backward": _modulated_backward,
@@ -160,6 +196,9 @@ CASES: dict[str, Case] = {
         noise(2, CHANNELS),
         *_modulated(n)[1:],
     ),
+    "sample_texture": _textured,
+    "sample_texture_gradient": _textured_gradient,
+    "sample_texture_uv_gradient": _textured_uv_gradient,
     "sparse_pool": lambda n: (noise(n, CHANNELS), *_coarse(n), "biased_mean"),
     "split_quads": _quads,
     "ssim_map": _images,

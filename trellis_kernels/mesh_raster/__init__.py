@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from trellis_kernels.mesh_raster import reference
+from trellis_kernels.mesh_raster.rasterization import Rasterization
+from trellis_kernels.mesh_raster.silhouettes import antialias, face_neighbors
+from trellis_kernels.mesh_raster.texture import interpolate_derivatives, sample_texture
 from trellis_kernels.operator import Operator
 from trellis_kernels.shapes import expect
 
-__all__ = ["Rasterization", "interpolate", "rasterize_mesh"]
+__all__ = [
+    "Rasterization",
+    "antialias",
+    "face_neighbors",
+    "interpolate",
+    "interpolate_derivatives",
+    "rasterize_mesh",
+    "sample_texture",
+]
 
 MAX_EXTENT = 16384  # pixels per side
 _KERNELS = {"cpu": "trellis_kernels.mesh_raster.cpu"}
-
-
-class Rasterization(NamedTuple):
-    """What B cameras see of a mesh, per pixel; row 0 is the one where clip-space y / w is lowest."""
-
-    faces: Tensor
-    """``[B, H, W]`` int32: row of the triangle in front, -1 where there is none."""
-    barycentrics: Tensor
-    """``[B, H, W, 2]``: perspective-correct weights of the triangle's first two vertices; the third has the rest."""
-    depths: Tensor
-    """``[B, H, W]``: z / w in [-1, 1], 1 where there is nothing."""
-    derivatives: Tensor
-    """``[B, H, W, 4]``: of the two barycentrics by a step of one pixel: du/dx, du/dy, dv/dx, dv/dy. No gradient."""
 
 
 def rasterize_mesh(

@@ -8,6 +8,24 @@ import torch
 from torch import Tensor
 
 from trellis_kernels import _cpu
+from trellis_kernels.mesh_raster.reference_silhouettes import antialias, antialias_gradient, face_neighbors
+from trellis_kernels.mesh_raster.reference_texture import (
+    interpolate_derivatives,
+    sample_texture,
+    sample_texture_gradient,
+    sample_texture_uv_gradient,
+)
+
+# Not kernels yet: the definitions themselves.
+__all__ = [
+    "antialias",
+    "antialias_gradient",
+    "face_neighbors",
+    "interpolate_derivatives",
+    "sample_texture",
+    "sample_texture_gradient",
+    "sample_texture_uv_gradient",
+]
 
 
 def rasterize_mesh(

@@ -16,7 +16,7 @@ def rasterize_mesh(
     behind_faces: Tensor | None,
     behind_depths: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    _check_faces(faces, positions.shape[1])
+    check_faces(faces, positions.shape[1])
     views, pixels = positions.shape[0], height * width
     centers = pixel_centers(width, height, positions.device)
     ids = faces.new_full((views, pixels), -1)
@@ -43,7 +43,7 @@ def rasterize_mesh(
 def rasterize_mesh_gradient(
     positions: Tensor, faces: Tensor, ids: Tensor, barycentrics_gradient: Tensor, depths_gradient: Tensor
 ) -> Tensor:
-    corners, triangles = _corner_positions(positions.double(), faces, ids)
+    corners, triangles = corner_rows(positions.double(), faces, ids)
     p, z = corners[..., _XYW], corners[..., 2]
     centers = pixel_centers(ids.shape[2], ids.shape[1], ids.device).view(1, *ids.shape[1:], 3)
     normals = torch.linalg.cross(p.roll(-1, -2), p.roll(-2, -2))
@@ -74,7 +74,7 @@ def interpolate_gradient(
 ) -> tuple[Tensor, Tensor]:
     corners, weights = _corners(attributes, faces, ids, barycentrics)
     by_weight = (out_gradient[..., None, :] * corners).sum(-1) * (ids >= 0)[..., None]
-    _, triangles = _corner_positions(attributes, faces, ids)
+    _, triangles = corner_rows(attributes, faces, ids)
     by_corner = (weights[..., None] * out_gradient[..., None, :]).double()
     by_attribute = _added_to_vertices(by_corner, triangles, (ids.shape[0], *attributes.shape[1:]))
     if attributes.shape[0] == 1:
@@ -134,7 +134,7 @@ def _covered(planes: tuple[Tensor, Tensor, Tensor], centers: Tensor, dtype: torc
 def _barycentrics(positions: Tensor, faces: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     """The weights of the first two corners, and their derivatives by a step of one pixel."""
     height, width = ids.shape[1:]
-    p = _corner_positions(positions.double(), faces, ids)[0][..., _XYW]
+    p = corner_rows(positions.double(), faces, ids)[0][..., _XYW]
     normals = torch.linalg.cross(p.roll(-1, -2), p.roll(-2, -2))
     edges = (normals * pixel_centers(width, height, ids.device).view(1, height, width, 1, 3)).sum(-1)
     hit = (ids >= 0)[..., None]
@@ -150,15 +150,15 @@ def _barycentrics(positions: Tensor, faces: Tensor, ids: Tensor) -> tuple[Tensor
 
 def _corners(attributes: Tensor, faces: Tensor, ids: Tensor, barycentrics: Tensor) -> tuple[Tensor, Tensor]:
     """``[B, H, W, 3, C]`` attributes of the triangle of each pixel and ``[B, H, W, 3]`` weights, zero where none."""
-    _check_faces(faces, attributes.shape[1])
+    check_faces(faces, attributes.shape[1])
     if ids.numel() and int(ids.max()) >= len(faces):
         raise ValueError(f"rasterization.faces must be below F={len(faces)}; got {int(ids.max())}")
     u, v = barycentrics.unbind(-1)
     weights = torch.where((ids >= 0)[..., None], torch.stack([u, v, 1 - u - v], -1), 0)
-    return _corner_positions(attributes, faces, ids)[0], weights
+    return corner_rows(attributes, faces, ids)[0], weights
 
 
-def _corner_positions(rows: Tensor, faces: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+def corner_rows(rows: Tensor, faces: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     """``[B, H, W, 3, C]`` rows of the triangle of each pixel, and ``[B, H, W, 3]`` which; any where there is none."""
     if not len(faces):
         return rows.new_zeros(*ids.shape, 3, rows.shape[2]), ids.new_zeros(*ids.shape, 3).long()
@@ -177,7 +177,7 @@ def _added_to_vertices(by_corner: Tensor, triangles: Tensor, shape: tuple[int, .
     return sums.index_add(0, (triangles + first).flatten(), by_corner.reshape(-1, columns)).view(shape)
 
 
-def _check_faces(faces: Tensor, vertices: int) -> None:
+def check_faces(faces: Tensor, vertices: int) -> None:
     bad = ((faces < 0) | (faces >= vertices)).any(1)
     if bad.any():
         row = int(bad.nonzero()[0])
