@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -126,8 +127,22 @@ class Cameras:
     def from_blender(cls, poses: Tensor, fov: float | Tensor, near: float = 0.8, far: float = 1.6) -> Cameras:
         """Cameras from ``transform_matrix`` of a transforms.json: ``[V, 4, 4]`` camera to world, y up, z backward."""
         expect(poses=(poses, "V 4 4", FLOATS))
-        flipped = poses * poses.new_tensor([1, -1, -1, 1])
-        return cls(torch.linalg.inv(flipped), intrinsics_from_fov(fov, len(poses)).to(poses), near, far)
+        return cls(_world_to_camera(poses), intrinsics_from_fov(fov, len(poses)).to(poses), near, far)
+
+    @classmethod
+    def from_gltf(cls, path: str | Path) -> Cameras:
+        """The perspective cameras in the scene of a ``.glb`` or ``.gltf`` file, turned from its y up into our z up.
+
+        Intrinsics keep its aspect ratio, where a picture is 1 wide and 1 high; near and far are the nearest and the
+        farthest of its cameras, 1000 where one has no far plane.
+
+        Raises:
+            ValueError: naming what is wrong with the file, or it has no perspective camera.
+        """
+        from trellis.renderers.gltf_cameras import read_gltf_cameras
+
+        poses, intrinsics, near, far = read_gltf_cameras(path)
+        return cls(_world_to_camera(poses), intrinsics, near, far)
 
     def __len__(self) -> int:
         return len(self.extrinsics)
@@ -191,6 +206,11 @@ class Cameras:
         local = points @ self.extrinsics[:, :3, :3].transpose(1, 2) + self.extrinsics[:, None, :3, 3]
         image = local @ self.intrinsics.transpose(1, 2)
         return image[..., :2] / image[..., 2:], local[..., 2]
+
+
+def _world_to_camera(poses: Tensor) -> Tensor:
+    """Extrinsics of poses with y up and z backward."""
+    return torch.linalg.inv(poses * poses.new_tensor([1, -1, -1, 1]))
 
 
 def intrinsics_from_fov(fov: float | Tensor, count: int) -> Tensor:

@@ -90,6 +90,11 @@ def srgb_to_linear(colors: np.ndarray) -> np.ndarray:
     return np.where(colors <= 0.04045, colors / 12.92, ((np.maximum(colors, 0) + 0.055) / 1.055) ** 2.4)
 
 
+def linear_to_srgb(colors: np.ndarray) -> np.ndarray:
+    """Values in sRGB of linear ones in [0, 1]."""
+    return np.where(colors <= 0.0031308, colors * 12.92, 1.055 * np.maximum(colors, 0) ** (1 / 2.4) - 0.055)
+
+
 def _document(buffer: _Buffer, primitive: dict[str, Any]) -> dict[str, Any]:
     from trellis import __version__
 
