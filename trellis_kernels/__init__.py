@@ -21,6 +21,7 @@ from trellis_kernels.normalization import (
     residual_layer_norm,
 )
 from trellis_kernels.operator import OPERATORS, use_reference
+from trellis_kernels.radiance_field import RadianceFieldImages, render_radiance_field, render_voxels
 from trellis_kernels.serialization import hilbert_codes, hilbert_order, morton_codes, morton_order
 from trellis_kernels.sparse_conv import (
     conv_plan,
@@ -45,6 +46,7 @@ __all__ = [
     "OPERATORS",
     "ExtractedMesh",
     "ExtractionTerms",
+    "RadianceFieldImages",
     "Rasterization",
     "antialias",
     "coarsen",
@@ -66,6 +68,8 @@ __all__ = [
     "qk_rms_norm",
     "rasterize_gaussians",
     "rasterize_mesh",
+    "render_radiance_field",
+    "render_voxels",
     "residual_layer_norm",
     "sample_texture",
     "sparse_pool",

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map_only
 
 import trellis_kernels
 from tests.support.backends import running_on
+from tests.support.fields import random_field
 from tests.support.operator_cases import CASES, CHANNELS, HEADS, WIDTH, noise, offsets, voxels
 from tests.support.sparse_maps import neighbors_of
 from trellis_kernels import OPERATORS
@@ -118,6 +119,7 @@ def calls() -> dict[str, Any]:
     n, scene = 37, CASES["rasterize_gaussians"](5)
     feats, maps, weight = noise(n, CHANNELS), neighbors_of(voxels(n)), noise(CHANNELS, 27, CHANNELS)
     bounds, gain = offsets(n), noise(2, CHANNELS)
+    field = random_field(n, 2, 5, 4)
     return {
         "submanifold_conv": (trellis_kernels.submanifold_conv, (feats, maps, weight, noise(CHANNELS))),
         "subdivided_conv": (trellis_kernels.subdivided_conv, (feats, maps, weight, noise(CHANNELS))),
@@ -129,6 +131,11 @@ def calls() -> dict[str, Any]:
         "windowed_attention": (trellis_kernels.windowed_attention, CASES["windowed_attention"](n)),
         "extract_mesh": (trellis_kernels.extract_mesh, CASES["surface_topology"](n)),
         "rasterize_gaussians": (trellis_kernels.rasterize_gaussians, (*scene[:7], 33, 17, scene[7])),
+        "render_radiance_field": (trellis_kernels.render_radiance_field, field.arguments()),
+        "render_voxels": (
+            trellis_kernels.render_voxels,
+            (field.positions, noise(n, 3), *field.arguments()[4:-1]),
+        ),
         "spherical_harmonics": (trellis_kernels.spherical_harmonics, (noise(n, 4, 3), noise(n, 3))),
         "modulated_layer_norm": (
             lambda *args: trellis_kernels.modulated_layer_norm(*args, eps=1e-6),

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.support.fields import random_field
 from tests.support.gaussians import random_scene
 from tests.support.sparse_maps import neighbors_of
 from trellis_kernels import OPERATORS
@@ -167,6 +168,22 @@ def _silhouettes_gradient(rows: int) -> tuple[Tensor, ...]:
     return noise(2, 7, 11, 4)[..., :3], images, positions, faces, *crossings
 
 
+def _field(rows: int) -> tuple[Any, ...]:
+    return random_field(rows, 2, 13, 9, views=2).operands()
+
+
+def _field_gradient(rows: int) -> tuple[Any, ...]:
+    *tensors, depth, box, width, height = _field(rows)
+    *_, crossings = reference_of("render_radiance_field", *_field(rows))
+    gradients = noise(2, 9, 13, 3), noise(2, 9, 13), noise(2, 9, 13) / 2
+    return *gradients, *tensors, crossings, depth, box, width, height
+
+
+def _voxels_seen(rows: int) -> tuple[Any, ...]:
+    positions, _, _, _, extrinsics, intrinsics, _, _, *numbers = _field(rows)
+    return positions, extrinsics, intrinsics, *numbers
+
+
 CASES: dict[str, Case] = {
     "antialias": _silhouettes,
     "antialias_gradient": _silhouettes_gradient,
@@ -190,6 +207,8 @@ CASES: dict[str, Case] = {
     "rasterize_gaussians": _rasterized,
     "rasterize_mesh": lambda n: (*_mesh(n), 11, 7, None, None),
     "rasterize_mesh_gradient": _drawn_gradient,
+    "render_radiance_field": _field,
+    "render_radiance_field_gradient": _field_gradient,
     "residual_layer_norm": lambda n: (
         noise(n, CHANNELS),
         2 * noise(n, CHANNELS),
@@ -214,6 +233,7 @@ CASES: dict[str, Case] = {
     "surface_topology": _cubes,
     "surface_values": _surface,
     "surface_values_gradient": _surface_gradient,
+    "trace_voxels": _voxels_seen,
     "upsample": lambda n: (noise(_coarse(n)[1], CHANNELS), _coarse(n)[0]),
     "varlen_attention": _attention,
     "varlen_attention_backward": _attention_backward,
