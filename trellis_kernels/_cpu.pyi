@@ -202,6 +202,57 @@ def interpolate_gradient(
     barycentrics_gradient: Tensor,
     threads: int,
 ) -> None: ...
+def interpolate_derivatives(
+    attributes: Tensor, faces: Tensor, ids: Tensor, derivatives: Tensor, out: Tensor, threads: int
+) -> None: ...
+def sample_texture(
+    texture: Tensor,
+    uv: Tensor,
+    derivatives: Tensor,
+    out: Tensor,
+    mips: Tensor,
+    wrap: str,
+    filter: str,
+    threads: int,
+) -> None: ...
+def sample_texture_gradient(
+    out_gradient: Tensor, uv: Tensor, derivatives: Tensor, out: Tensor, wrap: str, filter: str, threads: int
+) -> None: ...
+def sample_texture_uv_gradient(
+    out_gradient: Tensor,
+    texture: Tensor,
+    mips: Tensor,
+    uv: Tensor,
+    derivatives: Tensor,
+    out: Tensor,
+    wrap: str,
+    filter: str,
+    threads: int,
+) -> None: ...
+def face_neighbors(faces: Tensor, out: Tensor, threads: int) -> None: ...
+def antialias(
+    images: Tensor,
+    ids: Tensor,
+    depths: Tensor,
+    positions: Tensor,
+    faces: Tensor,
+    neighbors: Tensor,
+    out: Tensor,
+    shares: Tensor,
+    edges: Tensor,
+    threads: int,
+) -> None: ...
+def antialias_gradient(
+    out_gradient: Tensor,
+    images: Tensor,
+    positions: Tensor,
+    faces: Tensor,
+    shares: Tensor,
+    edges: Tensor,
+    images_gradient: Tensor,
+    positions_gradient: Tensor,
+    threads: int,
+) -> None: ...
 
 # serialization
 

@@ -12,9 +12,11 @@
 #include "mesh_raster.h"
 #include "normalization.h"
 #include "serialization.h"
+#include "silhouettes.h"
 #include "sparse_conv.h"
 #include "ssim.h"
 #include "tensor_caster.h"
+#include "texture.h"
 #include "voxel_hash.h"
 
 namespace py = pybind11;
@@ -106,6 +108,46 @@ static void bind_mesh_raster(py::module_& m) {
   m.def("interpolate_gradient", &trellis::cpu::interpolate_gradient<T>, release_gil());
 }
 
+template <class T>
+static void bind_textures(py::module_& m) {
+  using trellis::TensorView;
+  using Images = TensorView<const T, 4>;
+  m.def(
+      "sample_texture",
+      [](Images texture, Images uv, Images derivatives, TensorView<T, 4> out, TensorView<T, 3> mips,
+         const std::string& wrap, const std::string& filter, int threads) {
+        trellis::cpu::sample_texture<T>(texture, trellis::cpu::pixels_of(uv, derivatives, wrap, filter), out, mips,
+                                        threads);
+      },
+      release_gil());
+  m.def(
+      "sample_texture_gradient",
+      [](Images out_gradient, Images uv, Images derivatives, TensorView<T, 4> out, const std::string& wrap,
+         const std::string& filter, int threads) {
+        trellis::cpu::sample_texture_gradient<T>(out_gradient, trellis::cpu::pixels_of(uv, derivatives, wrap, filter),
+                                                 out, threads);
+      },
+      release_gil());
+  m.def(
+      "sample_texture_uv_gradient",
+      [](Images out_gradient, Images texture, TensorView<const T, 3> mips, Images uv, Images derivatives,
+         TensorView<T, 4> out, const std::string& wrap, const std::string& filter, int threads) {
+        trellis::cpu::sample_texture_uv_gradient<T>(
+            out_gradient, texture, mips, trellis::cpu::pixels_of(uv, derivatives, wrap, filter), out, threads);
+      },
+      release_gil());
+  m.def("interpolate_derivatives", &trellis::cpu::interpolate_derivatives<T>, release_gil());
+  m.def(
+      "antialias",
+      [](Images images, TensorView<const int32_t, 3> ids, TensorView<const T, 3> depths,
+         TensorView<const T, 3> positions, TensorView<const int32_t, 2> faces, TensorView<const int32_t, 2> neighbors,
+         TensorView<T, 4> out, TensorView<T, 4> shares, TensorView<int32_t, 4> edges, int threads) {
+        trellis::cpu::antialias<T>(images, {ids, depths, positions, faces, neighbors}, out, shares, edges, threads);
+      },
+      release_gil());
+  m.def("antialias_gradient", &trellis::cpu::antialias_gradient<T>, release_gil());
+}
+
 PYBIND11_MODULE(_cpu, m) {
   m.def("instruction_set", [] { return trellis::kNames[static_cast<int>(trellis::instruction_set())]; });
   m.def("set_instruction_set", &trellis::set_instruction_set);
@@ -151,6 +193,9 @@ PYBIND11_MODULE(_cpu, m) {
   // mesh_raster
   bind_mesh_raster<float>(m);
   bind_mesh_raster<double>(m);
+  m.def("face_neighbors", &trellis::cpu::face_neighbors, release_gil());
+  bind_textures<float>(m);
+  bind_textures<double>(m);
 
   // serialization
   m.def("curve_codes", &trellis::cpu::curve_codes, release_gil());
