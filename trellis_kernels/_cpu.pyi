@@ -57,6 +57,7 @@ def rasterize_gaussians(
     out_depths: Tensor,
     out_transmittances: Tensor,
     out_last: Tensor,
+    out_medians: Tensor,
     kernel_size: float,
     list_entries: int,
     threads: int,

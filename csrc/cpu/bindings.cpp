@@ -167,8 +167,8 @@ PYBIND11_MODULE(_cpu, m) {
   const auto def_rasterize_gaussians = [&m](auto function) {
     m.def("rasterize_gaussians", function, py::arg("means"), py::arg("quats"), py::arg("scales"), py::arg("opacities"),
           py::arg("colors"), py::arg("extrinsics"), py::arg("intrinsics"), py::arg("background"), py::arg("out_colors"),
-          py::arg("out_depths"), py::arg("out_transmittances"), py::arg("out_last"), py::arg("kernel_size"),
-          py::arg("list_entries"), py::arg("threads"), release_gil());
+          py::arg("out_depths"), py::arg("out_transmittances"), py::arg("out_last"), py::arg("out_medians"),
+          py::arg("kernel_size"), py::arg("list_entries"), py::arg("threads"), release_gil());
   };
   def_rasterize_gaussians(&trellis::rasterize_gaussians<float>);
   def_rasterize_gaussians(&trellis::rasterize_gaussians<double>);

@@ -54,10 +54,9 @@ class Rasterizer {
  public:
   using Key = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
 
-  Rasterizer(const T* means, const T* quats, const T* scales, const T* opacities, int64_t count, const T* colors,
-             int64_t channels, int width, int height, int64_t list_entries, int threads)
+  Rasterizer(const T* means, const T* quats, const T* scales, const T* opacities, int64_t count, int64_t channels,
+             int width, int height, int64_t list_entries, int threads)
       : job_{means, quats, scales, opacities, 0, count, nullptr, nullptr},
-        colors_(colors),
         channels_(channels),
         width_(width),
         height_(height),
@@ -71,16 +70,19 @@ class Rasterizer {
         pairs_(uncleared<Keyed<Key>>(2 * count)),
         finished_(tiles_),
         starts_(tiles_ + 1),
-        planes_((2 + channels) * kTilePixels),
+        planes_((kFirstChannel + channels) * kTilePixels),
         state_(uncleared<T>(threads_ * planes_)),
         last_(uncleared<int32_t>(threads_ * kTilePixels)) {}
 
-  void draw(const Camera<T>& camera, const T* background, T* out_colors, T* depths, T* transmittances, int32_t* last) {
+  void draw(const Camera<T>& camera, const T* colors, const T* background, T* out_colors, T* depths, T* transmittances,
+            int32_t* last, T* medians) {
+    colors_ = colors;
     background_ = background;
     out_colors_ = out_colors;
     out_depths_ = depths;
     out_transmittances_ = transmittances;
     out_last_ = last;
+    out_medians_ = medians;
     const int64_t count = project_and_sort(camera);
     std::fill(finished_.begin(), finished_.end(), 0);
 
@@ -238,16 +240,17 @@ class Rasterizer {
         out_transmittances_[target + column] = transmittance;
         out_depths_[target + column] = state[kTilePixels + pixel];
         out_last_[target + column] = last[pixel];
+        out_medians_[target + column] = state[2 * kTilePixels + pixel];
         T* color = out_colors_ + (target + column) * channels_;
         for (int64_t channel = 0; channel < channels_; ++channel) {
-          color[channel] = state[(2 + channel) * kTilePixels + pixel] + transmittance * background_[channel];
+          color[channel] =
+              state[(kFirstChannel + channel) * kTilePixels + pixel] + transmittance * background_[channel];
         }
       }
     }
   }
 
   const ProjectJob<T> job_;
-  const T* const colors_;
   const int64_t channels_;
   const int width_, height_;
   const int64_t list_entries_;
@@ -264,8 +267,8 @@ class Rasterizer {
   const std::unique_ptr<int32_t[]> last_;
   std::unique_ptr<int32_t[]> entries_ = uncleared<int32_t>(0);
   int64_t capacity_ = 0;
-  const T* background_ = nullptr;
-  T *out_colors_ = nullptr, *out_depths_ = nullptr, *out_transmittances_ = nullptr;
+  const T *colors_ = nullptr, *background_ = nullptr;
+  T *out_colors_ = nullptr, *out_depths_ = nullptr, *out_transmittances_ = nullptr, *out_medians_ = nullptr;
   int32_t* out_last_ = nullptr;
 };
 
@@ -277,26 +280,28 @@ void require(bool condition, const char* message) {
 
 template <class T>
 void rasterize_gaussians(TensorView<const T, 2> means, TensorView<const T, 2> quats, TensorView<const T, 2> scales,
-                         TensorView<const T, 1> opacities, TensorView<const T, 2> colors,
+                         TensorView<const T, 1> opacities, TensorView<const T, 3> colors,
                          TensorView<const T, 3> extrinsics, TensorView<const T, 3> intrinsics,
                          TensorView<const T, 2> background, TensorView<T, 4> out_colors, TensorView<T, 3> out_depths,
-                         TensorView<T, 3> out_transmittances, TensorView<int32_t, 3> out_last, double kernel_size,
-                         int64_t list_entries, int threads) {
-  const int64_t count = means.size(0), channels = colors.size(1), views = extrinsics.size(0);
+                         TensorView<T, 3> out_transmittances, TensorView<int32_t, 3> out_last,
+                         TensorView<T, 3> out_medians, double kernel_size, int64_t list_entries, int threads) {
+  const int64_t count = means.size(0), channels = colors.size(2), views = extrinsics.size(0);
   const int64_t height = out_depths.size(1), width = out_depths.size(2), pixels = height * width;
   require(means.size(1) == 3 && quats.size(1) == 4 && scales.size(1) == 3, "means, quats, scales must be [G, 3|4|3]");
-  require(quats.size(0) == count && scales.size(0) == count && opacities.size(0) == count && colors.size(0) == count,
+  require(quats.size(0) == count && scales.size(0) == count && opacities.size(0) == count && colors.size(1) == count,
           "quats, scales, opacities and colors must have as many rows as means");
+  require(colors.size(0) == 1 || colors.size(0) == views, "colors must be [1, G, C] or [V, G, C]");
   require(count <= INT32_MAX, "means must have fewer than 2^31 rows");
   require(extrinsics.numel() == views * 16 && intrinsics.numel() == views * 9 && intrinsics.size(0) == views &&
               background.numel() == views * channels,
           "extrinsics, intrinsics and background must be [V, 4, 4], [V, 3, 3] and [V, C]");
   require(out_colors.numel() == views * pixels * channels && out_depths.size(0) == views &&
-              out_transmittances.shape == out_depths.shape && out_last.shape == out_depths.shape,
-          "outputs must be [V, H, W, C] and three times [V, H, W]");
+              out_transmittances.shape == out_depths.shape && out_last.shape == out_depths.shape &&
+              out_medians.shape == out_depths.shape,
+          "outputs must be [V, H, W, C] and four times [V, H, W]");
   require(width >= 1 && height >= 1 && width <= 32768 && height <= 32768, "width and height must be in 1..32768");
 
-  Rasterizer<T> rasterizer(means.data, quats.data, scales.data, opacities.data, count, colors.data, channels,
+  Rasterizer<T> rasterizer(means.data, quats.data, scales.data, opacities.data, count, channels,
                            static_cast<int>(width), static_cast<int>(height), list_entries, threads);
   for (int64_t view = 0; view < views; ++view) {
     const T *e = extrinsics.data + view * 16, *k = intrinsics.data + view * 9;
@@ -309,17 +314,19 @@ void rasterize_gaussians(TensorView<const T, 2> means, TensorView<const T, 2> qu
                            static_cast<int>(width),
                            static_cast<int>(height),
                            static_cast<T>(kernel_size)};
-    rasterizer.draw(camera, background.data + view * channels, out_colors.data + view * pixels * channels,
-                    out_depths.data + view * pixels, out_transmittances.data + view * pixels,
-                    out_last.data + view * pixels);
+    rasterizer.draw(camera, colors.row(colors.size(0) == 1 ? 0 : view), background.data + view * channels,
+                    out_colors.data + view * pixels * channels, out_depths.data + view * pixels,
+                    out_transmittances.data + view * pixels, out_last.data + view * pixels,
+                    out_medians.data + view * pixels);
   }
 }
 
-#define TRELLIS_INSTANTIATE(T)                                                                        \
-  template void rasterize_gaussians<T>(                                                               \
-      TensorView<const T, 2>, TensorView<const T, 2>, TensorView<const T, 2>, TensorView<const T, 1>, \
-      TensorView<const T, 2>, TensorView<const T, 3>, TensorView<const T, 3>, TensorView<const T, 2>, \
-      TensorView<T, 4>, TensorView<T, 3>, TensorView<T, 3>, TensorView<int32_t, 3>, double, int64_t, int);
+#define TRELLIS_INSTANTIATE(T)                                                                                       \
+  template void rasterize_gaussians<T>(TensorView<const T, 2>, TensorView<const T, 2>, TensorView<const T, 2>,       \
+                                       TensorView<const T, 1>, TensorView<const T, 3>, TensorView<const T, 3>,       \
+                                       TensorView<const T, 3>, TensorView<const T, 2>, TensorView<T, 4>,             \
+                                       TensorView<T, 3>, TensorView<T, 3>, TensorView<int32_t, 3>, TensorView<T, 3>, \
+                                       double, int64_t, int);
 TRELLIS_INSTANTIATE(float)
 TRELLIS_INSTANTIATE(double)
 

@@ -63,7 +63,9 @@ static int64_t project_all(const ProjectJob<T>& job) {
       row_x[i] = jx * (r[i] - tx * r[6 + i]);
       row_y[i] = jy * (r[3 + i] - ty * r[6 + i]);
     }
-    const V qw = quat[0], qx = quat[1], qy = quat[2], qz = quat[3];
+    const V length2 = quat[0] * quat[0] + quat[1] * quat[1] + quat[2] * quat[2] + quat[3] * quat[3];
+    const V shrink = 1 / sqrt(length2);
+    const V qw = quat[0] * shrink, qx = quat[1] * shrink, qy = quat[2] * shrink, qz = quat[3] * shrink;
     const V axes[3][3] = {
         {1 - 2 * (qy * qy + qz * qz), 2 * (qx * qy + qw * qz), 2 * (qx * qz - qw * qy)},
         {2 * (qx * qy - qw * qz), 1 - 2 * (qx * qx + qz * qz), 2 * (qy * qz + qw * qx)},
@@ -102,6 +104,12 @@ static int64_t project_all(const ProjectJob<T>& job) {
 
     // Of these, pixels where alpha can reach 1/255: the bounding box of an ellipse. The margin covers the rounding of
     // the inverse covariance, which grows with its condition.
+    // 0 where everything is finite, else NaN.
+    const V flaw = zero * (center_x + center_y + inverse * (a + b + c) + opacity + z + length2);
+    const V smallest = min(min(scale[0], scale[1]), scale[2]);
+    const M sound = less_equal(flaw, zero) & less(zero, smallest) & less(zero, scale[2]);
+    opacity = select(sound, opacity, zero);
+
     const V margin = T(1.01) + T(1e-6) * (a * c * inverse);
     const V limit = max(log_above(opacity * T(255)), zero) + T(1e-3);
     const V reach_x = sqrt(2 * limit * a * margin) + T(0.01), reach_y = sqrt(2 * limit * c * margin) + T(0.01);
@@ -168,8 +176,9 @@ static bool blend_tile(const BlendJob<T>& job) {
   const int64_t channels = kChannels ? kChannels : job.channels;
   T* const transmittances = job.state;
   T* const depths = transmittances + kTilePixels;
-  T* const colors = depths + kTilePixels;
-  const V zero = splat(T(0)), one = splat(T(1));
+  T* const medians = depths + kTilePixels;
+  T* const colors = transmittances + kFirstChannel * kTilePixels;
+  const V zero = splat(T(0)), half = splat(T(0.5)), one = splat(T(1));
   const V smallest_alpha = splat(T(1) / 255), largest_alpha = splat(T(0.99)), smallest_transmittance = splat(T(1e-4));
 
   T columns[kTile];
@@ -220,6 +229,8 @@ static bool blend_tile(const BlendJob<T>& job) {
           store(plane, load(plane) + weight * color[channel]);
         }
         store_where(static_cast<M>(hit & ~stop), job.last + at, s.index);
+        const M halves = less_equal(half, before) & less(after, half);
+        if (any(halves)) store(medians + at, select(halves, splat(s.depth), load(medians + at)));
         stopped |= any(stop);
       }
       if (stopped) {

@@ -7,6 +7,7 @@ namespace trellis {
 
 constexpr int kTile = 16;  // pixels per side
 constexpr int kTilePixels = kTile * kTile;
+constexpr int kFirstChannel = 3;  // plane of a tile's state
 
 // A projected Gaussian: what a pixel needs to know.
 template <class T>
@@ -39,7 +40,7 @@ struct ProjectJob {
 };
 
 // Blends `count` splats, nearest first, into one tile. `state` holds planes of 16 x 16 pixels: transmittance (negative:
-// the pixel is finished), depth, then the channels. Returns whether all pixels are finished.
+// the pixel is finished), depth, median depth, then the channels. Returns whether all pixels are finished.
 template <class T>
 struct BlendJob {
   const Splat<T>* splats;

@@ -23,6 +23,8 @@ struct Blend {
   bool resume, finish, leave_state;
   float *out_colors, *out_depths, *out_transmittances;
   int32_t* out_last;
+  float* out_medians;
+  int64_t view_colors;  // from the colors of a view to those of the next
 };
 
 // `kChannels` channels from in.first_channel on; those that are not there count as 0 and are not written.
@@ -44,12 +46,13 @@ __global__ void __launch_bounds__(kThreads) blend_pixels(const Blend in) {
   const int64_t pixel = (view * in.height + y) * in.width + x;
   const int there = min(kChannels, in.channels - in.first_channel);
 
-  float transmittance = 1, depth = 0, color[4 * kQuads] = {};
+  float transmittance = 1, depth = 0, median = 0, color[4 * kQuads] = {};
   int last = -1;
   if (in.resume && inside) {
     transmittance = in.out_transmittances[pixel];
     depth = in.out_depths[pixel];
     last = in.out_last[pixel];
+    median = in.out_medians[pixel];
     for (int i = 0; i < kChannels; ++i)
       color[i] = i < there ? in.out_colors[pixel * in.channels + in.first_channel + i] : 0;
   }
@@ -70,7 +73,7 @@ __global__ void __launch_bounds__(kThreads) blend_pixels(const Blend in) {
       s = {one.x, one.y, one.z, one.w, two.x, two.y, two.z, two.w};
       conics[thread] = one;
       rest[thread] = make_float4(s.yy, s.opacity, s.depth, __int_as_float(static_cast<int>(index)));
-      const float* const shade = in.colors + index * in.channels + in.first_channel;
+      const float* const shade = in.colors + view * in.view_colors + index * in.channels + in.first_channel;
       const auto channel = [&](int i) { return i < there ? shade[i] : 0; };
       for (int i = 0; i < kQuads; ++i)
         shades[thread][i] = make_float4(channel(4 * i), channel(4 * i + 1), channel(4 * i + 2), channel(4 * i + 3));
@@ -103,6 +106,7 @@ __global__ void __launch_bounds__(kThreads) blend_pixels(const Blend in) {
           continue;
         }
         const float weight = alpha * transmittance;
+        if (transmittance >= 0.5f && after < 0.5f) median = more.z;
         transmittance = after;
         depth += weight * more.z;
         last = __float_as_int(more.w);
@@ -122,6 +126,7 @@ __global__ void __launch_bounds__(kThreads) blend_pixels(const Blend in) {
     in.out_transmittances[pixel] = finished && !in.finish ? -transmittance : transmittance;
     in.out_depths[pixel] = depth;
     in.out_last[pixel] = last;
+    in.out_medians[pixel] = median;
   }
   float* const out_color = in.out_colors + pixel * in.channels + in.first_channel;
   const float* const behind = in.background + view * in.channels + in.first_channel;
@@ -135,21 +140,24 @@ void require(bool condition, const char* message) {
 
 }  // namespace
 
-void blend_tiles(TensorView<const float, 2> splats, TensorView<const float, 2> colors,
+void blend_tiles(TensorView<const float, 2> splats, TensorView<const float, 3> colors,
                  TensorView<const int32_t, 1> slots, TensorView<const int64_t, 1> permutation,
                  TensorView<const int32_t, 1> starts, TensorView<const float, 2> background, bool resume, bool finish,
                  TensorView<float, 4> out_colors, TensorView<float, 3> out_depths,
-                 TensorView<float, 3> out_transmittances, TensorView<int32_t, 3> out_last, int64_t stream) {
+                 TensorView<float, 3> out_transmittances, TensorView<int32_t, 3> out_last,
+                 TensorView<float, 3> out_medians, int64_t stream) {
   const int64_t views = out_depths.size(0), height = out_depths.size(1), width = out_depths.size(2);
-  const int64_t channels = colors.size(1), across = (width + kTile - 1) / kTile;
+  const int64_t channels = colors.size(2), across = (width + kTile - 1) / kTile;
   const int64_t tiles = across * ((height + kTile - 1) / kTile);
-  require(splats.size(1) == kSplat && splats.size(0) == views * colors.size(0), "splats must be [V * G, 8]");
+  require(splats.size(1) == kSplat && splats.size(0) == views * colors.size(1), "splats must be [V * G, 8]");
+  require(colors.size(0) == 1 || colors.size(0) == views, "colors must be [1, G, C] or [V, G, C]");
   require(slots.size(0) == permutation.size(0) && starts.size(0) == views * tiles + 1,
           "slots and permutation must be equally long, starts must be [V * tiles + 1]");
   require(background.size(0) == views && background.size(1) == channels, "background must be [V, C]");
   require(out_colors.numel() == views * height * width * channels && out_colors.size(3) == channels &&
-              out_transmittances.shape == out_depths.shape && out_last.shape == out_depths.shape,
-          "outputs must be [V, H, W, C] and three times [V, H, W]");
+              out_transmittances.shape == out_depths.shape && out_last.shape == out_depths.shape &&
+              out_medians.shape == out_depths.shape,
+          "outputs must be [V, H, W, C] and four times [V, H, W]");
   require(views <= 65535 && width <= 16384 && height <= 16384, "too many cameras at once, or too large a picture");
   Blend in{splats.data,
            colors.data,
@@ -157,7 +165,7 @@ void blend_tiles(TensorView<const float, 2> splats, TensorView<const float, 2> c
            permutation.data,
            starts.data,
            background.data,
-           colors.size(0),
+           colors.size(1),
            static_cast<int>(channels),
            0,
            static_cast<int>(width),
@@ -169,7 +177,9 @@ void blend_tiles(TensorView<const float, 2> splats, TensorView<const float, 2> c
            out_colors.data,
            out_depths.data,
            out_transmittances.data,
-           out_last.data};
+           out_last.data,
+           out_medians.data,
+           colors.size(0) == 1 ? 0 : colors.size(1) * channels};
   const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(views));
   if (channels <= 3) {
     in.leave_state = true;

@@ -22,12 +22,13 @@ void list_tiles(TensorView<const int32_t, 2> places, TensorView<const int64_t, 2
                 TensorView<int32_t, 1> tiles, TensorView<int32_t, 1> slots, int64_t stream);
 
 // Blends, for every (view, tile) t, the entries permutation[starts[t], starts[t + 1]) of slots, in that order.
-// `resume`: the outputs hold what earlier calls left (a finished pixel has its transmittance negated); `finish`: no
-// call follows.
-void blend_tiles(TensorView<const float, 2> splats, TensorView<const float, 2> colors,
+// Colors are [1, G, C] or [V, G, C]. `resume`: the outputs hold what earlier calls left (a finished pixel has its
+// transmittance negated); `finish`: no call follows.
+void blend_tiles(TensorView<const float, 2> splats, TensorView<const float, 3> colors,
                  TensorView<const int32_t, 1> slots, TensorView<const int64_t, 1> permutation,
                  TensorView<const int32_t, 1> starts, TensorView<const float, 2> background, bool resume, bool finish,
                  TensorView<float, 4> out_colors, TensorView<float, 3> out_depths,
-                 TensorView<float, 3> out_transmittances, TensorView<int32_t, 3> out_last, int64_t stream);
+                 TensorView<float, 3> out_transmittances, TensorView<int32_t, 3> out_last,
+                 TensorView<float, 3> out_medians, int64_t stream);
 
 }  // namespace trellis::cuda

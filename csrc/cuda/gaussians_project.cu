@@ -49,7 +49,9 @@ __device__ Splat project(const Inputs& in, int64_t n, const float* e, const floa
     row_x[i] = jx * (e[i] - tx * e[8 + i]);
     row_y[i] = jy * (e[4 + i] - ty * e[8 + i]);
   }
-  const float qw = quat[0], qx = quat[1], qy = quat[2], qz = quat[3];
+  const float length2 = quat[0] * quat[0] + quat[1] * quat[1] + quat[2] * quat[2] + quat[3] * quat[3];
+  const float shrink = 1 / sqrtf(length2);
+  const float qw = quat[0] * shrink, qx = quat[1] * shrink, qy = quat[2] * shrink, qz = quat[3] * shrink;
   const float axes[3][3] = {
       {1 - 2 * (qy * qy + qz * qz), 2 * (qx * qy + qw * qz), 2 * (qx * qz - qw * qy)},
       {2 * (qx * qy - qw * qz), 1 - 2 * (qx * qx + qz * qz), 2 * (qy * qz + qw * qx)},
@@ -72,6 +74,8 @@ __device__ Splat project(const Inputs& in, int64_t n, const float* e, const floa
   const bool faded = det_sharp <= 1e-6f || det_wide <= 1e-6f;
   const float opacity = faded ? 0 : in.opacities[n] * sqrtf(det_sharp / (det_wide + 1e-6f) + 1e-6f);
   if (!(det > 0 && opacity >= kSmallestAlpha)) return s;
+  const float flaw = 0 * (s.x + s.y + (a + b + c) / det + opacity + z + length2);  // NaN if one of them is not finite
+  if (!(flaw == 0 && scale[0] > 0 && scale[1] > 0 && scale[2] > 0)) return s;
 
   covariance = {a, c, det};
   const float inverse = 1 / det;

@@ -70,7 +70,7 @@ def test_kernels_agree_inside_a_cloud(backend: str) -> None:
 @CUDA_BACKENDS
 def test_gaussians_behind_the_camera_are_not_seen(backend: str) -> None:
     scene = facing([[0, 0, -2.0], [0, 0, 0.1], [0, 0, 0.0]], 0.1, [1.0, 1.0, 1.0])
-    _, depths, transmittances, last = drawn(scene, 18, 18)
+    _, depths, transmittances, last, *_ = drawn(scene, 18, 18)
     assert depths.count_nonzero() == 0
     assert (transmittances == 1).all()
     assert (last == -1).all()
@@ -139,7 +139,7 @@ def test_many_gaussians_in_one_corner_of_a_tile(backend: str) -> None:
 @CUDA_BACKENDS
 def test_blending_stops_before_the_gaussian_that_would_leave_too_little(backend: str) -> None:
     scene = facing([[0, 0, 2.0 + 0.1 * i] for i in range(4)], 3.0, [1.0, 0.98, 1.0, 1.0])
-    images, _, transmittances, last = drawn(scene, 15, 15, 0.0)
+    images, _, transmittances, last, *_ = drawn(scene, 15, 15, 0.0)
     torch.testing.assert_close(transmittances[0, 7, 7], torch.tensor(0.01 * 0.02), rtol=1e-3, atol=0)
     assert images[0, 7, 7, 2:].tolist() == [0.0, 0.0]
     assert last[0, 7, 7] == 1

@@ -15,7 +15,7 @@ from tests.support.golden import golden
 from tests.support.scenes import sphere_voxels
 from trellis_kernels import spherical_harmonics, use_reference
 
-Rasterized = tuple[Tensor, Tensor, Tensor, Tensor]
+Rasterized = tuple[Tensor, ...]
 Arguments = ParamSpec("Arguments")
 
 
@@ -140,4 +140,5 @@ def assert_agree(scene: Scene, width: int, height: int, kernel_size: float = 0.1
     actual, expected = both(scene, width, height, kernel_size)
     for one, other in zip(actual[:3], expected[:3], strict=True):
         assert_images_agree(one, other, tolerance)
+    assert_images_agree(actual[4], expected[4], max(tolerance, 1e-5))  # median depths are copies
     assert (actual[3] != expected[3]).sum() <= max(2, expected[3].numel() // 1000)

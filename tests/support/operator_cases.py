@@ -117,6 +117,13 @@ def _rasterized(rows: int) -> tuple[Any, ...]:
     return *random_scene(rows, size=0.1), 33, 17, 0.1
 
 
+def _rasterized_backward(rows: int) -> tuple[Any, ...]:
+    inputs = _rasterized(rows)[:8]
+    images, depths, transmittances, last, _, state = reference_of("rasterize_gaussians", *_rasterized(rows))
+    gradients = noise(1, 17, 33, 3), noise(1, 17, 33), noise(1, 17, 33)
+    return *gradients, *inputs, images, depths, transmittances, last, state, 0.1
+
+
 def _mesh(rows: int) -> tuple[Tensor, Tensor]:
     """Triangles that overlap, each of three neighboring rows."""
     positions = torch.cat([noise(2, rows + 2, 3).tanh() * 0.9, torch.ones(2, rows + 2, 1)], -1)
@@ -205,6 +212,7 @@ CASES: dict[str, Case] = {
     "morton_order": lambda n: (voxels(n), False, 16),
     "neighbor_map": lambda n: (voxels(n), 3),
     "rasterize_gaussians": _rasterized,
+    "rasterize_gaussians_backward": _rasterized_backward,
     "rasterize_mesh": lambda n: (*_mesh(n), 11, 7, None, None),
     "rasterize_mesh_gradient": _drawn_gradient,
     "render_radiance_field": _field,

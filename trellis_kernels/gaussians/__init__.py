@@ -15,6 +15,7 @@ from trellis_kernels.shapes import FLOATS, expect
 __all__ = ["RasterizedGaussians", "rasterize_gaussians", "spherical_harmonics"]
 
 MAX_EXTENT = 16384  # pixels per side
+_HALF = (torch.float16, torch.bfloat16)
 
 
 class RasterizedGaussians(NamedTuple):
@@ -26,6 +27,9 @@ class RasterizedGaussians(NamedTuple):
     """``[V, H, W]`` in [0, 1]: share of each pixel that is not background."""
     depths: Tensor
     """``[V, H, W]``: expected depth ``sum_i w_i z_i`` in world units, 0 where nothing is seen; not divided by alpha."""
+    median_depths: Tensor
+    """``[V, H, W]``: depth of the Gaussian at which the transmittance falls below 0.5, 0 where none does; no
+    gradient."""
 
 
 def rasterize_gaussians(
@@ -50,15 +54,26 @@ def rasterize_gaussians(
     widened the footprint. Gaussians are drawn in order of camera depth (equal depths: in order of index). Left out
     are Gaussians nearer than 0.2, tiles of 16 pixels farther than 3 standard deviations, alphas below 1/255, and what
     would bring the transmittance below 1e-4; near and far planes do not clip. Pixel centers are at whole numbers plus
-    one half of a pixel. Not differentiable yet: calling backward raises NotImplementedError.
+    one half of a pixel.
+
+    Differentiable once in every tensor, through colors, alphas and expected depths, the fading of opacities by the
+    filter included; there is no gradient through the thresholds, through alphas held at 0.99 and through median
+    depths. Results and gradients do not depend on the number of threads.
+
+    A Gaussian that cannot be drawn is left out and its gradients are zero, without an error, which on a GPU would have
+    to wait for it: a mean, rotation, scale or opacity that is not finite, a scale of 0 or less, a quaternion of zeros,
+    one behind the camera or nearer than 0.2 (cameras may be inside of the cloud), one whose projection overflows.
+    Colors are not looked at: what is not finite shows where it is drawn, and in the gradients of what is drawn there.
+    A camera that is not finite sees nothing but background.
 
     Args:
         means: ``[G, 3]`` float. Centers in world units. Its dtype is the dtype of every other float argument; half
             precision is computed in float32 and rounded once; float64 is for the CPU only.
-        quats: ``[G, 4]`` unit quaternions (w, x, y, z).
-        scales: ``[G, 3]`` standard deviations in world units.
+        quats: ``[G, 4]`` quaternions (w, x, y, z) of any length but 0: they are normalised here, differentiably.
+        scales: ``[G, 3]`` standard deviations in world units, positive.
         opacities: ``[G]`` in [0, 1].
-        colors: ``[G, C]``, any number of channels, any range.
+        colors: ``[G, C]``, or ``[V, G, C]`` where they depend on the camera; any number of channels, none included
+            (features are more channels), any range.
         extrinsics: ``[V, 4, 4]`` world to camera; x right, y down, z forward.
         intrinsics: ``[V, 3, 3]`` normalised by the image size: focal lengths and principal point of a picture whose
             sides have length 1, origin in its top left corner. Skew is ignored.
@@ -68,7 +83,7 @@ def rasterize_gaussians(
         kernel_size: variance in pixels^2 of the filter, at least 0.
 
     Returns:
-        Colors ``[V, H, W, C]``, alphas ``[V, H, W]`` and expected depths ``[V, H, W]``.
+        Colors ``[V, H, W, C]``, alphas, expected depths and median depths ``[V, H, W]``.
 
     Raises:
         ValueError, TypeError: if a shape, dtype or size is not the one above, or there is no kernel for the dtype.
@@ -83,7 +98,7 @@ def rasterize_gaussians(
         quats=(quats, "G 4", dtype),
         scales=(scales, "G 3", dtype),
         opacities=(opacities, "G", dtype),
-        colors=(colors, "G C", dtype),
+        colors=(colors, "V G C" if colors.ndim == 3 else "G C", dtype),
         extrinsics=(extrinsics, "V 4 4", dtype),
         intrinsics=(intrinsics, "V 3 3", dtype),
         background=(background, "V C" if background.ndim == 2 else "C", dtype),
@@ -94,21 +109,38 @@ def rasterize_gaussians(
         raise ValueError(f"kernel_size must be at least 0; got {kernel_size}")
     if background.ndim == 1:
         background = background.expand(len(extrinsics), -1)
-    images, depths, transmittances, _ = _forward(
-        means, quats, scales, opacities, colors, extrinsics, intrinsics, background, width, height, kernel_size
-    )
-    return RasterizedGaussians(images, 1 - transmittances, depths)
+    floats = [means, quats, scales, opacities, colors, extrinsics, intrinsics, background]
+    if dtype in _HALF:
+        floats = [tensor.float() for tensor in floats]
+    keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in floats)
+    images, depths, transmittances, _, medians, _ = _forward(*floats, width, height, kernel_size, keep)
+    result = RasterizedGaussians(images, 1 - transmittances, depths, medians)
+    return RasterizedGaussians(*(tensor.to(dtype) for tensor in result)) if dtype in _HALF else result
 
 
-# Beside the images, what a backward needs: the transmittance left at each pixel, and the index of the Gaussian that
-# contributed last (-1: none). With the depth order, which is a function of the inputs, they allow the blending of a
-# pixel to be undone from back to front.
+# Beside the images, what a backward may use: the transmittance left at each pixel, the index of the Gaussian that
+# contributed last (-1: none), and, where `keep` is set, a `state` of bytes that only the kernel that wrote it reads:
+# whatever it would otherwise have to make again (lists of tiles, transmittances in between). Its size may depend on
+# the data on a GPU; a CPU needs none. The gradients of median depths, last and state do not exist.
+_KERNELS = {"cpu": "trellis_kernels.gaussians.cpu", "cuda": "trellis_kernels.gaussians.cuda"}
+_INPUTS = (
+    "Tensor means, Tensor quats, Tensor scales, Tensor opacities, Tensor colors, Tensor extrinsics, "
+    "Tensor intrinsics, Tensor background"
+)
 _forward = Operator(
-    "rasterize_gaussians(Tensor means, Tensor quats, Tensor scales, Tensor opacities, Tensor colors, "
-    "Tensor extrinsics, Tensor intrinsics, Tensor background, int width, int height, float kernel_size) "
-    "-> (Tensor colors, Tensor depths, Tensor transmittances, Tensor last)",
+    f"rasterize_gaussians({_INPUTS}, int width, int height, float kernel_size, bool keep=False) -> (Tensor colors, "
+    "Tensor depths, Tensor transmittances, Tensor last, Tensor median_depths, Tensor state)",
     reference=reference.rasterize_gaussians,
-    kernels={"cpu": "trellis_kernels.gaussians.cpu", "cuda": "trellis_kernels.gaussians.cuda"},
+    kernels=_KERNELS,
+)
+# Gradients with respect to the inputs, in their order; colors are [G, C] or [V, G, C], as they were given.
+_gradient = Operator(
+    "rasterize_gaussians_backward(Tensor colors_gradient, Tensor depths_gradient, Tensor transmittances_gradient, "
+    f"{_INPUTS}, Tensor out_colors, Tensor out_depths, Tensor out_transmittances, Tensor last, Tensor state, "
+    "float kernel_size) -> (Tensor means, Tensor quats, Tensor scales, Tensor opacities, Tensor colors, "
+    "Tensor extrinsics, Tensor intrinsics, Tensor background)",
+    reference=reference.rasterize_gaussians_backward,
+    kernels=_KERNELS,
 )
 
 
@@ -125,22 +157,63 @@ def _(
     width: int,
     height: int,
     kernel_size: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    keep: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     shape = (extrinsics.shape[0], height, width)
+    kept = torch.library.get_ctx().new_dynamic_size() if keep and means.device.type == "cuda" else 0
     return (
-        means.new_empty(*shape, colors.shape[1]),
+        means.new_empty(*shape, colors.shape[-1]),
         means.new_empty(shape),
         means.new_empty(shape),
         means.new_empty(shape, dtype=torch.int32),
+        means.new_empty(shape),
+        means.new_empty(kept, dtype=torch.uint8),
     )
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.mark_non_differentiable(output[3])
+@_gradient.fake
+def _(
+    colors_gradient: Tensor,
+    depths_gradient: Tensor,
+    transmittances_gradient: Tensor,
+    means: Tensor,
+    quats: Tensor,
+    scales: Tensor,
+    opacities: Tensor,
+    colors: Tensor,
+    extrinsics: Tensor,
+    intrinsics: Tensor,
+    background: Tensor,
+    out_colors: Tensor,
+    out_depths: Tensor,
+    out_transmittances: Tensor,
+    last: Tensor,
+    state: Tensor,
+    kernel_size: float,
+) -> tuple[Tensor, ...]:
+    inputs = (means, quats, scales, opacities, colors, extrinsics, intrinsics, background)
+    return tuple(tensor.new_empty(tensor.shape) for tensor in inputs)
 
 
-def _backward(ctx: Any, *gradients: Tensor) -> NoReturn:
-    raise NotImplementedError("trellis_kernels.rasterize_gaussians has no backward yet: its inputs must not need it")
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    images, depths, transmittances, last, medians, state = output
+    ctx.mark_non_differentiable(last, medians, state)
+    ctx.save_for_backward(*inputs[:8], images, depths, transmittances, last, state)
+    ctx.kernel_size = inputs[10]
 
 
-_forward.autograd(_backward, _setup_context)
+def _differentiate(ctx: Any, colors: Tensor, depths: Tensor, transmittances: Tensor, *_: Any) -> tuple[Any, ...]:
+    gradients = _gradient(colors, depths, transmittances, *ctx.saved_tensors, ctx.kernel_size)
+    return (*gradients, None, None, None, None)
+
+
+def _setup_nothing(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    pass
+
+
+def _refuse(ctx: Any, *gradients: Tensor) -> NoReturn:
+    raise NotImplementedError("the second derivative of rasterize_gaussians is not implemented")
+
+
+_forward.autograd(_differentiate, _setup)
+_gradient.autograd(_refuse, _setup_nothing)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from trellis_kernels import _cpu
+from trellis_kernels.gaussians import reference
 from trellis_kernels.precision import compute_dtype, widened
 
 LIST_ENTRIES = 1 << 24  # at once in the lists of Gaussians per tile: 64 MiB
@@ -23,17 +26,18 @@ def rasterize_gaussians(
     width: int,
     height: int,
     kernel_size: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    keep: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     dtype, shape = means.dtype, (extrinsics.shape[0], height, width)
-    images = means.new_empty(*shape, colors.shape[1], dtype=compute_dtype(dtype))
-    depths, transmittances = images.new_empty(shape), images.new_empty(shape)
+    images = means.new_empty(*shape, colors.shape[-1], dtype=compute_dtype(dtype))
+    depths, transmittances, medians = (images.new_empty(shape) for _ in range(3))
     last = means.new_empty(shape, dtype=torch.int32)
     _cpu.rasterize_gaussians(
         _wide(means),
         _wide(quats),
         _wide(scales),
         _wide(opacities),
-        _wide(colors),
+        _wide(colors if colors.ndim == 3 else colors[None]),
         _wide(extrinsics),
         _wide(intrinsics),
         _wide(background),
@@ -41,11 +45,17 @@ def rasterize_gaussians(
         depths,
         transmittances,
         last,
+        medians,
         kernel_size,
         LIST_ENTRIES,
         torch.get_num_threads(),
     )
-    return images.to(dtype), depths.to(dtype), transmittances.to(dtype), last
+    state = means.new_empty(0, dtype=torch.uint8)
+    return images.to(dtype), depths.to(dtype), transmittances.to(dtype), last, medians.to(dtype), state
+
+
+def rasterize_gaussians_backward(*inputs: Any) -> tuple[Tensor, ...]:
+    return reference.rasterize_gaussians_backward(*inputs)  # until there is a kernel
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -36,27 +36,29 @@ def rasterize_gaussians(
     width: int,
     height: int,
     kernel_size: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    keep: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     dtype, views = means.dtype, extrinsics.shape[0]
     if dtype not in _DTYPES:
         names = ", ".join(map(str, _DTYPES))
         raise TypeError(f"means must be one of {names} on a CUDA device; got {dtype}")
     native = cuda_device.native(means)
     shape = (views, height, width)
-    images = means.new_empty(*shape, colors.shape[1], dtype=torch.float32)
-    depths, transmittances = images.new_empty(shape), images.new_empty(shape)
+    images = means.new_empty(*shape, colors.shape[-1], dtype=torch.float32)
+    depths, transmittances, medians = (images.new_empty(shape) for _ in range(3))
     last = images.new_empty(shape, dtype=torch.int32)
     with cuda_device.guard(means):
         stream = cuda_device.stream(means)
         gaussians = [_wide(x) for x in (means, quats, scales, opacities)]
         cameras = [_wide(x) for x in (extrinsics, intrinsics)]
-        shades, behind = _wide(colors), _wide(background)
+        shades, behind = _wide(colors if colors.ndim == 3 else colors[None]), _wide(background)
         across, down = -(-width // TILE), -(-height // TILE)
         step = min(max(SPLATS // max(len(means), 1), 1), _CAMERAS)
         for first in range(0, views, step):
             group = slice(first, first + step)
-            outputs = (images[group], depths[group], transmittances[group], last[group])
+            outputs = (images[group], depths[group], transmittances[group], last[group], medians[group])
             chosen = [x[group] for x in cameras]
+            its_shades = shades if colors.ndim == 2 else shades[group]
             splats, places, counts, depth_keys = _project(native, gaussians, chosen, width, height, kernel_size, stream)
             order = torch.sort(depth_keys, stable=True)[1]
             ends = counts.gather(1, order).flatten().cumsum(0, dtype=torch.int64)
@@ -68,9 +70,10 @@ def rasterize_gaussians(
                 starts, permutation = _by_tile(tiles, len(chosen[0]) * across * down)
                 resume, finish = part > 0, part == len(parts) - 1
                 native.blend_tiles(
-                    splats, shades, slots, permutation, starts, behind[group], resume, finish, *outputs, stream
+                    splats, its_shades, slots, permutation, starts, behind[group], resume, finish, *outputs, stream
                 )
-    return images.to(dtype), depths.to(dtype), transmittances.to(dtype), last
+    state = means.new_empty(0, dtype=torch.uint8)
+    return images.to(dtype), depths.to(dtype), transmittances.to(dtype), last, medians.to(dtype), state
 
 
 def _project(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
@@ -41,25 +42,72 @@ def rasterize_gaussians(
     width: int,
     height: int,
     kernel_size: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    keep: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     dtype = means.dtype
     if dtype in _HALF:
         floats = (means, quats, scales, opacities, colors, extrinsics, intrinsics, background)
         means, quats, scales, opacities, colors, extrinsics, intrinsics, background = (x.float() for x in floats)
     shape = (len(extrinsics), height, width)
-    images, depths = means.new_zeros(*shape, colors.shape[1]), means.new_zeros(shape)
-    transmittances, last = means.new_ones(shape), means.new_full(shape, -1, dtype=torch.int32)
+    views = []
     for view in range(len(extrinsics)):
         splats = project(
             means, quats, scales, opacities, extrinsics[view], intrinsics[view], width, height, kernel_size
         )
+        shades = colors[view] if colors.ndim == 3 else colors
+        rows = []
         for top in range(0, height, TILE):
-            for left in range(0, width, TILE):
-                tile = (view, slice(top, top + TILE), slice(left, left + TILE))
-                blended = _blend(splats, colors, left, top, images[tile].shape[1], images[tile].shape[0])
-                images[tile], depths[tile], transmittances[tile], last[tile] = blended
-        images[view] += transmittances[view, :, :, None] * background[view]
-    return images.to(dtype), depths.to(dtype), transmittances.to(dtype), last
+            size = min(TILE, height - top)
+            tiles = [_blend(splats, shades, left, top, min(TILE, width - left), size) for left in range(0, width, TILE)]
+            rows.append([torch.cat(parts, 1) for parts in zip(*tiles, strict=True)])
+        image, depth, transmittance, last, median = (torch.cat(parts, 0) for parts in zip(*rows, strict=True))
+        views.append((image + transmittance[:, :, None] * background[view], depth, transmittance, last, median))
+    if not views:
+        empty = means.new_empty(shape)
+        image = means.new_empty(*shape, colors.shape[-1])
+        outputs = [image, empty, empty.clone(), empty.int(), empty.clone()]
+    else:
+        outputs = [torch.stack(parts) for parts in zip(*views, strict=True)]
+    images, depths, transmittances, last, medians = outputs
+    state = torch.empty(0, dtype=torch.uint8, device=means.device)
+    return images.to(dtype), depths.to(dtype), transmittances.to(dtype), last, medians.to(dtype), state
+
+
+def rasterize_gaussians_backward(
+    colors_gradient: Tensor,
+    depths_gradient: Tensor,
+    transmittances_gradient: Tensor,
+    means: Tensor,
+    quats: Tensor,
+    scales: Tensor,
+    opacities: Tensor,
+    colors: Tensor,
+    extrinsics: Tensor,
+    intrinsics: Tensor,
+    background: Tensor,
+    out_colors: Tensor,
+    out_depths: Tensor,
+    out_transmittances: Tensor,
+    last: Tensor,
+    state: Tensor,
+    kernel_size: float,
+) -> tuple[Tensor, ...]:
+    """The derivative of the reference by torch's autograd."""
+    height, width = out_depths.shape[1:]
+    inputs = [means, quats, scales, opacities, colors, extrinsics, intrinsics, background]
+
+    def differentiate() -> list[Tensor]:
+        leaves = [tensor.detach().requires_grad_() for tensor in inputs]
+        outputs = rasterize_gaussians(*leaves, width, height, kernel_size)[:3]  # type: ignore[call-arg, arg-type]
+        gradients = (colors_gradient, depths_gradient, transmittances_gradient)
+        used = [pair for pair in zip(outputs, gradients, strict=True) if pair[0].requires_grad]
+        roots, seeds = [output for output, _ in used], [gradient for _, gradient in used]
+        return list(torch.autograd.grad(roots, leaves, seeds, allow_unused=True, materialize_grads=True))
+
+    # Within an operator autograd is switched off, for its thread.
+    with ThreadPoolExecutor(1) as pool:
+        gradients = pool.submit(differentiate).result()
+    return tuple(gradient.clone(memory_format=torch.contiguous_format) for gradient in gradients)
 
 
 def project(
@@ -73,6 +121,41 @@ def project(
     height: int,
     kernel_size: float,
 ) -> Projected:
+    """What is drawn by one camera. Differentiable: what is left out never enters the part that is differentiated."""
+    with torch.no_grad():
+        depths, _, conics, _, radii, tiles, drawn = _project(
+            means, quats, scales, opacities, extrinsic, intrinsic, width, height, kernel_size
+        )
+        drawn &= conics.isfinite().all(-1) & opacities.isfinite() & (scales > 0).all(-1)
+        drawn &= quats.square().sum(-1).isfinite()
+        drawn = drawn.nonzero().squeeze(-1)
+        index = drawn[depths[drawn].sort(stable=True).indices]
+    depths, centers, conics, faded, _, _, _ = _project(
+        means[index],
+        quats[index],
+        scales[index],
+        opacities[index],
+        extrinsic,
+        intrinsic,
+        width,
+        height,
+        kernel_size,
+    )
+    return Projected(index, centers, conics, faded, depths, radii[index], tiles[index])
+
+
+def _project(
+    means: Tensor,
+    quats: Tensor,
+    scales: Tensor,
+    opacities: Tensor,
+    extrinsic: Tensor,
+    intrinsic: Tensor,
+    width: int,
+    height: int,
+    kernel_size: float,
+) -> tuple[Tensor, ...]:
+    """Depths, centers, conics, opacities, radii, tiles of all Gaussians, and whether each is drawn."""
     rotation, translation = extrinsic[:3, :3], extrinsic[:3, 3]
     fx, fy, cx, cy = intrinsic[0, 0], intrinsic[1, 1], intrinsic[0, 2], intrinsic[1, 2]
     x, y, z = (means @ rotation.T + translation).unbind(-1)
@@ -109,24 +192,15 @@ def project(
     first = _whole((centers - radii[:, None]) / TILE).minimum(grid).clamp_min(0)
     past = _whole((centers + radii[:, None] + (TILE - 1)) / TILE).minimum(grid).clamp_min(0)
 
-    drawn = (in_front & (det > 0) & (past > first).all(-1)).nonzero().squeeze(-1)
-    index = drawn[z[drawn].sort(stable=True).indices]
+    drawn = in_front & (det > 0) & (past > first).all(-1)
     conics = torch.stack([c, -b, a], -1) / det[:, None]
-    return Projected(
-        index,
-        centers[index],
-        conics[index],
-        (opacities * fading)[index],
-        z[index],
-        radii[index],
-        torch.cat([first, past], -1)[index],
-    )
+    return z, centers, conics, opacities * fading, radii, torch.cat([first, past], -1), drawn
 
 
 def _blend(
     splats: Projected, colors: Tensor, left: int, top: int, width: int, height: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Colors, depths, transmittances and last contributors of the pixels of one tile."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Colors, depths, transmittances, last contributors and median depths of the pixels of one tile."""
     tile_x, tile_y = left // TILE, top // TILE
     x0, y0, x1, y1 = splats.tiles.unbind(-1)
     here = ((x0 <= tile_x) & (tile_x < x1) & (y0 <= tile_y) & (tile_y < y1)).nonzero().squeeze(-1)
@@ -136,6 +210,7 @@ def _blend(
     pixels = torch.stack([pixel_x, pixel_y], -1).view(-1, 1, 2)
 
     image, depth = colors.new_zeros(len(pixels), colors.shape[1]), colors.new_zeros(len(pixels))
+    median = colors.new_zeros(len(pixels))
     transmittance, last = colors.new_ones(len(pixels)), colors.new_full((len(pixels),), -1, dtype=torch.int64)
     going = colors.new_ones(len(pixels), dtype=torch.bool)
     for chunk in here.split(_CHUNK) if len(here) else ():
@@ -153,10 +228,14 @@ def _blend(
         image = image + weight @ colors[index]
         depth = depth + weight @ splats.depths[chunk]
         last = torch.where((weight > 0).any(-1), index[_position(weight > 0).clamp_min(0)], last)
-        transmittance = after.masked_fill(~kept, 2).amin(-1).minimum(transmittance)
+        with torch.no_grad():
+            halving = kept & (before >= 0.5) & (after < 0.5)
+            median = median + halving.to(weight) @ splats.depths[chunk]
+        transmittance = torch.cat([transmittance[:, None], after], -1).gather(1, kept.sum(-1, keepdim=True)).squeeze(1)
         going = going & kept[:, -1]
     shape = (height, width)
-    return image.view(*shape, -1), depth.view(shape), transmittance.view(shape), last.view(shape).int()
+    last, median = last.view(shape).int(), median.view(shape).detach()
+    return image.view(*shape, colors.shape[1]), depth.view(shape), transmittance.view(shape), last, median
 
 
 def _position(contributes: Tensor) -> Tensor:
@@ -166,7 +245,7 @@ def _position(contributes: Tensor) -> Tensor:
 
 
 def _rotations(quats: Tensor) -> Tensor:
-    w, x, y, z = quats.unbind(-1)
+    w, x, y, z = (quats / quats.square().sum(-1, keepdim=True).sqrt()).unbind(-1)
     rows = (
         (1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
         (2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
