@@ -255,6 +255,56 @@ def antialias_gradient(
     threads: int,
 ) -> None: ...
 
+# radiance_field
+def render_radiance_field(
+    positions: Tensor,
+    trivec: Tensor,
+    density: Tensor,
+    features: Tensor,
+    extrinsics: Tensor,
+    intrinsics: Tensor,
+    background: Tensor,
+    jitter: Tensor,
+    box: Tensor,
+    depth: int,
+    colors: Tensor,
+    depths: Tensor,
+    left: Tensor,
+    medians: Tensor,
+    crossings: Tensor,
+    threads: int,
+) -> None: ...
+def render_radiance_field_gradient(
+    colors_gradient: Tensor,
+    depths_gradient: Tensor,
+    left_gradient: Tensor,
+    positions: Tensor,
+    trivec: Tensor,
+    density: Tensor,
+    features: Tensor,
+    extrinsics: Tensor,
+    intrinsics: Tensor,
+    background: Tensor,
+    jitter: Tensor,
+    box: Tensor,
+    depth: int,
+    trivec_gradient: Tensor,
+    density_gradient: Tensor,
+    features_gradient: Tensor,
+    background_gradient: Tensor,
+    threads: int,
+) -> None: ...
+def trace_voxels(
+    positions: Tensor,
+    extrinsics: Tensor,
+    intrinsics: Tensor,
+    box: Tensor,
+    depth: int,
+    ids: Tensor,
+    depths: Tensor,
+    threads: int,
+) -> None: ...
+
 # serialization
 
 def curve_codes(coords: Tensor, hilbert: bool, transposed: bool, bits: int, codes: Tensor, threads: int) -> None: ...

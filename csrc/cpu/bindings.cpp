@@ -11,6 +11,7 @@
 #include "mesh_extraction.h"
 #include "mesh_raster.h"
 #include "normalization.h"
+#include "radiance_field.h"
 #include "serialization.h"
 #include "silhouettes.h"
 #include "sparse_conv.h"
@@ -148,6 +149,38 @@ static void bind_textures(py::module_& m) {
   m.def("antialias_gradient", &trellis::cpu::antialias_gradient<T>, release_gil());
 }
 
+template <class T>
+static void bind_radiance_field(py::module_& m) {
+  using trellis::TensorView;
+  m.def(
+      "render_radiance_field",
+      [](TensorView<const double, 2> positions, TensorView<const T, 4> trivec, TensorView<const T, 2> density,
+         TensorView<const T, 3> features, TensorView<const double, 3> extrinsics,
+         TensorView<const double, 3> intrinsics, TensorView<const T, 2> background, TensorView<const T, 3> jitter,
+         TensorView<const double, 1> box, int64_t depth, TensorView<T, 4> colors, TensorView<T, 3> depths,
+         TensorView<T, 3> left, TensorView<T, 3> medians, TensorView<int32_t, 3> crossings, int threads) {
+        trellis::cpu::render_radiance_field<T>({positions, trivec, density, features, background, jitter},
+                                               {extrinsics, intrinsics, box, depth},
+                                               {colors, depths, left, medians, crossings}, threads);
+      },
+      release_gil());
+  m.def(
+      "render_radiance_field_gradient",
+      [](TensorView<const T, 4> colors_gradient, TensorView<const T, 3> depths_gradient,
+         TensorView<const T, 3> left_gradient, TensorView<const double, 2> positions, TensorView<const T, 4> trivec,
+         TensorView<const T, 2> density, TensorView<const T, 3> features, TensorView<const double, 3> extrinsics,
+         TensorView<const double, 3> intrinsics, TensorView<const T, 2> background, TensorView<const T, 3> jitter,
+         TensorView<const double, 1> box, int64_t depth, TensorView<T, 4> trivec_gradient,
+         TensorView<T, 2> density_gradient, TensorView<T, 3> features_gradient, TensorView<T, 2> background_gradient,
+         int threads) {
+        trellis::cpu::render_radiance_field_gradient<T>(
+            {colors_gradient, depths_gradient, left_gradient},
+            {positions, trivec, density, features, background, jitter}, {extrinsics, intrinsics, box, depth},
+            {trivec_gradient, density_gradient, features_gradient, background_gradient}, threads);
+      },
+      release_gil());
+}
+
 PYBIND11_MODULE(_cpu, m) {
   m.def("instruction_set", [] { return trellis::kNames[static_cast<int>(trellis::instruction_set())]; });
   m.def("set_instruction_set", &trellis::set_instruction_set);
@@ -196,6 +229,18 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("face_neighbors", &trellis::cpu::face_neighbors, release_gil());
   bind_textures<float>(m);
   bind_textures<double>(m);
+
+  // radiance_field
+  bind_radiance_field<float>(m);
+  bind_radiance_field<double>(m);
+  m.def(
+      "trace_voxels",
+      [](trellis::TensorView<const double, 2> positions, trellis::TensorView<const double, 3> extrinsics,
+         trellis::TensorView<const double, 3> intrinsics, trellis::TensorView<const double, 1> box, int64_t depth,
+         trellis::TensorView<int32_t, 3> ids, trellis::TensorView<double, 3> depths, int threads) {
+        trellis::cpu::trace_voxels(positions, {extrinsics, intrinsics, box, depth}, ids, depths, threads);
+      },
+      release_gil());
 
   // serialization
   m.def("curve_codes", &trellis::cpu::curve_codes, release_gil());

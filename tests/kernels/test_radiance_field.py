@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.support.fields import BOX, Field, field_of, oracle, random_field
+from tests.support.fields import BOX, Field, field_of, oracle, random_field, surface_field
 from trellis_kernels import render_radiance_field, render_voxels, use_reference
 from trellis_kernels.radiance_field import reference
 
@@ -308,10 +309,78 @@ def test_voxels_are_where_a_dense_field_is() -> None:
     assert torch.equal(seen, field.background.expand_as(seen))
 
 
-def test_reference_runs_as_a_definition() -> None:
-    field = random_field(10, 2, 9, 8)
-    images = render_radiance_field(*field.arguments())
-    with use_reference():
-        expected = render_radiance_field(*field.arguments())
-    for one, other in zip(images, expected, strict=True):
-        assert_close_outside_thresholds(one, other)
+def both(field: Field) -> tuple[list[Tensor], list[Tensor]]:
+    """Images, crossings and gradients by the kernels and by their definitions."""
+    generator = torch.Generator().manual_seed(5)
+    results = []
+    for mode in (nullcontext(), use_reference()):
+        with mode:
+            out = OPS.render_radiance_field(*field.operands())
+            if not results:
+                weights = [torch.randn(x.shape, generator=generator).to(x) for x in out[:3]]
+            *tensors, depth, box, width, height = field.operands()
+            arguments = (*weights, *tensors, out[4], depth, box, width, height)
+            voxels = OPS.trace_voxels(field.positions, *field[4:6], depth, box, width, height)
+            results.append([*out, *voxels, *OPS.render_radiance_field_gradient(*arguments)])
+    return results[0], results[1]
+
+
+def assert_agree(field: Field, tolerance: float = 1e-4) -> None:
+    for actual, expected in zip(*both(field), strict=True):
+        if expected.shape == (len(field.extrinsics), field.height, field.width) and expected.dtype == torch.int32:
+            assert (actual != expected).sum() <= max(2, expected.numel() // 1000)
+        else:
+            scale = max(1.0, float(expected.abs().max())) if expected.numel() else 1.0
+            assert_close_outside_thresholds(actual, expected, tolerance * scale)
+
+
+PROBLEMS = [
+    {"count": 0, "depth": 2},
+    {"count": 1, "depth": 0, "rank": 1, "entries": 2, "width": 1, "height": 1},
+    {"count": 8, "depth": 1, "rank": 3, "entries": 40},  # more samples in a leaf than are evaluated at once
+    {"count": 512, "depth": 3, "opacity": 0.05, "views": 2},  # a full grid that a ray crosses
+    {"count": 200, "depth": 5, "rank": 17, "box": (-0.5, -0.4, -0.6, 1.0, 0.7, 1.3)},
+    {"count": 60, "depth": 3, "opacity": 400.0, "rank": 8},
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("problem", range(len(PROBLEMS)))
+def test_kernels_agree_with_their_definitions(problem: int, dtype: torch.dtype, instruction_set: str) -> None:
+    field = random_field(**{"width": 19, "height": 13} | PROBLEMS[problem]).to(dtype)
+    assert_agree(field, 1e-4 if dtype == torch.float32 else 1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_rounded_once(dtype: torch.dtype) -> None:
+    assert_agree(random_field(60, 3, 15, 11).to(dtype), 2e-2 if dtype == torch.bfloat16 else 2e-3)
+
+
+def test_a_grid_of_depth_10() -> None:
+    cells = torch.tensor([[512, 512, 512], [511, 511, 512], [0, 1023, 3]])
+    field = field_of(cells, 10, 16, 16, opacity=50.0)
+    lens = field.intrinsics * torch.tensor([[400.0, 1, 1], [1, 400, 1], [1, 1, 1]])
+    out, expected = both(field._replace(intrinsics=lens))
+    assert expected[4].sum() > 20
+    assert torch.equal(out[4], expected[4])
+
+
+def test_results_do_not_depend_on_the_number_of_threads() -> None:
+    field = surface_field(4, 50, 41, views=2, opacity=0.3)
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            results.append(kernels_only(field))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        for one, two in zip(results[0], other, strict=True):
+            assert torch.equal(one, two)
+
+
+def kernels_only(field: Field) -> list[Tensor]:
+    operands, leaves = operands_with_gradient(field)
+    out = OPS.render_radiance_field(*operands)
+    return [*out, *torch.autograd.grad(loss(out), leaves)]

@@ -340,7 +340,7 @@ def _passage(rays: _Rays, cells: Tensor, depth: int, aabb: list[float]) -> tuple
     far = torch.full_like(near, torch.inf)
     for axis in range(3):
         direction = directions[:, axis, None]
-        planes = [((cells[:, axis] + side) - origin[axis]) / direction for side in range(2)]
+        planes = [((cells[:, axis] + side) - origin[axis]) * (1 / direction) for side in range(2)]
         level = (cells[:, axis] <= origin[axis]) & (origin[axis] < cells[:, axis] + 1)
         never = torch.where(level, torch.inf, -torch.inf)
         near = torch.maximum(near, torch.where(direction == 0, -torch.inf, torch.minimum(*planes)))

@@ -1,0 +1,4 @@
+#if defined(__x86_64__)
+#define TRELLIS_ISA field_avx512
+#include "radiance_field_march.inl.h"
+#endif
