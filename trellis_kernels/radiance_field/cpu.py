@@ -30,18 +30,14 @@ def render_radiance_field(
     height: int,
 ) -> tuple[Tensor, ...]:
     dtype, shape = compute_dtype(trivec.dtype), (len(extrinsics), height, width)
-    images: list[Any] = [
+    images = [
         trivec.new_empty(*shape, 3, dtype=dtype),
         *(trivec.new_empty(shape, dtype=dtype) for _ in range(3)),
     ]
     crossings = trivec.new_empty(shape, dtype=torch.int32)
-    _cpu.render_radiance_field(
-        *_inputs(positions, trivec, density, features, extrinsics, intrinsics, background, jitter, aabb),
-        depth,
-        *images,
-        crossings,
-        torch.get_num_threads(),
-    )
+    inputs = _inputs(positions, trivec, density, features, extrinsics, intrinsics, background, jitter, aabb)
+    arguments = [*inputs, depth, *images, crossings, torch.get_num_threads()]
+    _cpu.render_radiance_field(*arguments)
     return *(image.to(trivec.dtype) for image in images), crossings
 
 
@@ -64,14 +60,11 @@ def render_radiance_field_gradient(
     height: int,
 ) -> tuple[Tensor, ...]:
     differentiated = (trivec, density, features, background)
-    results: list[Any] = [x.new_empty(x.shape, dtype=compute_dtype(x.dtype)) for x in differentiated]
-    _cpu.render_radiance_field_gradient(
-        *_wide(colors_gradient, depths_gradient, transmittances_gradient),
-        *_inputs(positions, trivec, density, features, extrinsics, intrinsics, background, jitter, aabb),
-        depth,
-        *results,
-        torch.get_num_threads(),
-    )
+    results = [x.new_empty(x.shape, dtype=compute_dtype(x.dtype)) for x in differentiated]
+    gradients = _wide(colors_gradient, depths_gradient, transmittances_gradient)
+    inputs = _inputs(positions, trivec, density, features, extrinsics, intrinsics, background, jitter, aabb)
+    arguments = [*gradients, *inputs, depth, *results, torch.get_num_threads()]
+    _cpu.render_radiance_field_gradient(*arguments)
     return tuple(result.to(trivec.dtype) for result in results)
 
 
