@@ -70,6 +70,52 @@ def generate(
 
 
 @app.command()
+def render(
+    assets: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Meshes (.glb .gltf .obj .stl .ply), Gaussians (.ply), radiance fields (.safetensors) or folders"
+            " written by `trellis generate`; several stand side by side."
+        ),
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="turn.mp4, turn.gif, or a contact sheet: sheet.png.")],
+    frames: Annotated[int, typer.Option(help="Frames of the turn, for .mp4 and .gif.")] = 300,
+    views: Annotated[int, typer.Option(help="Views of a contact sheet.")] = 4,
+    resolution: Annotated[int, typer.Option(help="Pixels per side of each picture.")] = 512,
+    ssaa: Annotated[
+        int | None, typer.Option(help="Samples per side of a pixel; default: 1 for Gaussians, 2 for the others.")
+    ] = None,
+    background: Annotated[str, typer.Option(help="black, white, #rrggbb; random: black or white per view.")] = "black",
+    what: Annotated[str, typer.Option(help="color, normal (meshes), depth or alpha.")] = "color",
+    fps: Annotated[int, typer.Option(help="Frames per second, for .mp4 and .gif.")] = 30,
+    seed: Annotated[int, typer.Option(help="Of the random background.")] = 42,
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda, cuda:1, ...; auto: a GPU if every operator runs there.")
+    ] = "auto",
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Log more, and show tracebacks.")] = False,
+) -> None:
+    """Show 3D assets: a turn around them, or views on one sheet."""
+    from trellis.commands.render import Request, run
+
+    _log(verbose)
+    request = Request(
+        assets=assets,
+        output=output,
+        frames=frames,
+        views=views,
+        resolution=resolution,
+        ssaa=ssaa,
+        background=background,
+        what=what,
+        fps=fps,
+        seed=seed,
+        device=device,
+        verbose=verbose,
+    )
+    raise typer.Exit(run(request))
+
+
+@app.command()
 def doctor() -> None:
     """Say what is compiled, which device there is, which kernel serves which operator, which models are cached."""
     from trellis.commands.doctor import run

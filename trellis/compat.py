@@ -164,11 +164,17 @@ def _params(defaults: SamplerParams, given: Mapping[str, Any] | None) -> Sampler
 
 
 def _render_video(sample: Any, num_frames: int = 300, resolution: int = 512, **options: Any) -> dict[str, list[Any]]:
-    """The official camera path around some Gaussians: ``{"color": [H, W, 3] uint8 frames}``."""
+    """The official camera path around any representation, as ``[H, W, 3]`` uint8 frames.
+
+    ``{"color": frames}`` of Gaussians and radiance fields, ``{"normal": frames}`` of a mesh.
+    """
     from trellis.renderers.turntable import turntable_frames
+    from trellis.representations.mesh import Mesh
 
     if options:
         raise ValueError(f"render_video takes num_frames and resolution; got {sorted(options)[0]!r}")
+    if isinstance(sample, Mesh):
+        return {"normal": list(turntable_frames(sample, num_frames, resolution, what="normal"))}
     return {"color": list(turntable_frames(sample, num_frames, resolution))}
 
 

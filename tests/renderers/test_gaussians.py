@@ -5,7 +5,8 @@ import torch
 
 from tests.support.golden import golden
 from trellis.renderers.camera import Cameras
-from trellis.renderers.gaussians import GaussianImages, render_gaussians
+from trellis.renderers.canvas import VolumeImages
+from trellis.renderers.gaussians import render_gaussians
 from trellis.representations.gaussians import GaussianConfig, Gaussians
 
 
@@ -36,7 +37,7 @@ def test_passes_the_oracle() -> None:
     )
     cameras = Cameras(item["in.extrinsics"][None], item["in.intrinsics"][None])
     images = render_gaussians(gaussians, cameras, resolution=64, background=item["in.bg"])
-    assert isinstance(images, GaussianImages)
+    assert isinstance(images, VolumeImages)
     different = ((images.colors[0] - item["out.color"]).abs() > 1e-4).sum()
     assert different <= max(2, item["out.color"].numel() // 1000)
 
@@ -71,6 +72,39 @@ def test_background_and_other_colors() -> None:
     )
     torch.testing.assert_close(images.colors[:, :, 0, 0], background)
     assert (images.colors[:, 1:, 16, 16] > 0.9).all()
+
+
+def test_features_of_any_width_and_colors_per_camera() -> None:
+    scene, cameras = ball((0, 0, 0), (1, 0, 0), 0.2), Cameras.orbit([0.0, 1.0, 2.0], 0.0)
+    features = torch.arange(5.0)[None]
+    images = render_gaussians(scene, cameras, 9, background=2.0, colors=features)
+    assert images.colors.shape == (3, 5, 9, 9)
+    alphas = images.alphas[:, None]
+    torch.testing.assert_close(images.colors, alphas * features[0, :, None, None] + (1 - alphas) * 2)
+    per_camera = torch.eye(3)[:, None]
+    images = render_gaussians(scene, cameras, 200, ssaa=8, colors=per_camera)  # one camera at a time
+    torch.testing.assert_close(images.colors[:, :, 100, 100], torch.eye(3), rtol=0, atol=0.02)
+
+
+def test_median_depth_is_the_distance() -> None:
+    images = render_gaussians(ball((0, 0, 0), (1, 1, 1)), Cameras.orbit(0.7, 0.3), 33)
+    torch.testing.assert_close(images.median_depths[0, 16, 16], torch.tensor(2.0), rtol=1e-3, atol=1e-3)
+    assert images.median_depths[0, 0, 0] == 0
+
+
+def test_gradients_reach_the_parameters() -> None:
+    scene = ball((0.05, 0, 0), (1, 0.5, 0))
+    scene.opacity.fill_(1.0)
+    names = ("xyz", "features_dc", "scaling", "rotation", "opacity")
+    for name in names:
+        getattr(scene, name).requires_grad_()
+    images = render_gaussians(scene, Cameras.orbit([0.0, 1.0], 0.2), 16, ssaa=2)
+    gradients = torch.autograd.grad(
+        images.colors.square().sum() + images.depths.sum(), [getattr(scene, name) for name in names]
+    )
+    for name, gradient in zip(names, gradients, strict=True):
+        assert gradient.isfinite().all()
+        assert name == "rotation" or gradient.abs().sum() > 0
 
 
 def test_double_precision_stays() -> None:

@@ -1,29 +1,12 @@
-import logging
 from pathlib import Path
 
-import cv2
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
 from tests.renderers.test_gaussians import ball
-from trellis.renderers import turntable
-from trellis.renderers.turntable import preview, save_video, snapshot_cameras, turntable_cameras, turntable_frames
-
-
-def moving_square(count: int) -> list[np.ndarray]:
-    frames = np.zeros((count, 48, 64, 3), np.uint8)
-    for i, frame in enumerate(frames):
-        frame[10:30, 4 * i : 4 * i + 20, 0] = 255
-    return list(frames)
-
-
-def read_video(path: Path) -> np.ndarray:
-    capture, frames = cv2.VideoCapture(str(path)), []
-    while (read := capture.read())[0]:
-        frames.append(cv2.cvtColor(read[1], cv2.COLOR_BGR2RGB))
-    return np.stack(frames)
+from tests.support.solids import box
+from trellis.renderers.turntable import preview, snapshot_cameras, turntable_cameras, turntable_frames, view_rows
 
 
 def test_preview_is_a_sheet_of_four_views(tmp_path: Path) -> None:
@@ -55,54 +38,14 @@ def test_frames_are_bytes() -> None:
     assert frames[0][8, 8, 0] > 200
 
 
-def test_video_without_ffmpeg_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(turntable, "_ffmpeg", lambda: None)
-    with caplog.at_level(logging.WARNING):
-        save_video(moving_square(8), tmp_path / "x.mp4", fps=10)
-    assert "instead of H.264" in caplog.text
-    frames = read_video(tmp_path / "x.mp4")
-    assert frames.shape == (8, 48, 64, 3)
-    assert frames[0, 20, 10, 0] > 180
-    assert frames[0, 20, 10, 2] < 80
-    assert [path.name for path in tmp_path.iterdir()] == ["x.mp4"]
+def test_objects_stand_side_by_side() -> None:
+    rows = list(view_rows([ball((0, 0, 0), (1, 0, 0), 0.2), box((0.5, 0.5, 0.5))], snapshot_cameras(3), 16, 1.0))
+    assert len(rows) == 3
+    assert rows[0].shape == (16, 32, 3)
+    assert rows[0][8, 8, 0] > 200 > 100 > rows[0][8, 8, 1]
+    assert (rows[0][8, 20:28] < 255).any()
 
 
-def test_video_by_ffmpeg(tmp_path: Path) -> None:
-    if turntable._ffmpeg() is None:
-        pytest.skip("no ffmpeg here")
-    save_video(moving_square(8), tmp_path / "x.mp4", fps=10)
-    assert read_video(tmp_path / "x.mp4").shape == (8, 48, 64, 3)
-
-
-def fake_ffmpeg(path: Path, script: str) -> str:
-    path.write_text(f"#!/bin/sh\n{script}\n")
-    path.chmod(0o755)
-    return str(path)
-
-
-def test_ffmpeg_gets_all_pixels_of_even_sides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = fake_ffmpeg(tmp_path / "ffmpeg", 'for last; do :; done; cat > "$last"')
-    monkeypatch.setattr(turntable, "_ffmpeg", lambda: program)
-    frames = [np.random.default_rng(i).integers(0, 256, (5, 7, 3), np.uint8) for i in range(3)]
-    save_video(frames, tmp_path / "x.mp4")
-    assert (tmp_path / "x.mp4").read_bytes() == b"".join(frame[:4, :6].tobytes() for frame in frames)
-
-
-def test_failing_ffmpeg_leaves_nothing_and_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = fake_ffmpeg(tmp_path / "ffmpeg", "echo 'no such codec' >&2; exit 3")
-    monkeypatch.setattr(turntable, "_ffmpeg", lambda: program)
-    with pytest.raises(RuntimeError, match="status 3: no such codec"):
-        save_video(moving_square(300), tmp_path / "x.mp4")
-    assert [path.name for path in tmp_path.iterdir()] == ["ffmpeg"]
-
-
-def test_says_what_is_wrong_with_frames(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="at least one frame"):
-        save_video([], tmp_path / "x.mp4")
-    with pytest.raises(ValueError, match=r"frame 1 is \[4, 4, 3\] uint8"):
-        save_video([np.zeros((8, 8, 3), np.uint8), np.zeros((4, 4, 3), np.uint8)], tmp_path / "x.mp4")
-    with pytest.raises(ValueError, match=r"must end in \.mp4"):
-        save_video(moving_square(1), tmp_path / "x.gif")
-    assert not list(tmp_path.iterdir())
+def test_sheet_of_several_objects_has_a_row_per_view(tmp_path: Path) -> None:
+    preview([ball((0, 0, 0), (1, 0, 0))] * 3, tmp_path / "x.png", 16, cameras=snapshot_cameras(2))
+    assert np.asarray(Image.open(tmp_path / "x.png")).shape == (32, 48, 3)

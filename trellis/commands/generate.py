@@ -11,7 +11,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from trellis.commands.console import chosen_device, failed, progress_bars
 
 FILES = {
     "glb": "mesh.glb",
@@ -85,7 +86,7 @@ def run(request: Request) -> int:
         with console.status("loading models"):
             pipe = _load(request)
     except (ValueError, OSError, ImportError, RuntimeError) as error:
-        return _failed(errors, "cannot start", error, request.verbose)
+        return failed(errors, "cannot start", error, request.verbose)
     if pipe.notice:
         console.print(escape(pipe.notice), style="yellow")
     jobs = [request.photos] if request.one_object else [[photo] for photo in request.photos]
@@ -99,7 +100,7 @@ def run(request: Request) -> int:
             _write(asset, request, folder, wanted, console)
         except (ValueError, OSError, RuntimeError, NotImplementedError) as error:
             failures += 1
-            _failed(errors, title, error, request.verbose)
+            failed(errors, title, error, request.verbose)
     if failures and len(jobs) > 1:
         errors.print(f"{failures} of {len(jobs)} failed")
     return 1 if failures else 0
@@ -108,16 +109,9 @@ def run(request: Request) -> int:
 def _load(request: Request) -> Any:
     import torch
 
-    import trellis_kernels
     from trellis import ImageTo3D
 
-    device = request.device
-    if device == "auto":
-        # Derivatives are for training: what is generated does not need them.
-        derivatives = ("_backward", "_gradient")
-        needed = [o for name, o in trellis_kernels.OPERATORS.items() if not name.endswith(derivatives)]
-        everywhere = all("cuda" in operator.kernels for operator in needed)
-        device = "cuda" if torch.cuda.is_available() and everywhere else "cpu"
+    device = chosen_device(request.device)
     names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if request.dtype == "auto":
         dtype = torch.float32 if torch.device(device).type == "cpu" else None
@@ -178,14 +172,7 @@ def _folders(photos: list[Path], output: Path) -> list[Path]:
 
 @contextmanager
 def _progress(console: Console, title: str) -> Iterator[Any]:
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as bars:
+    with progress_bars(console) as bars:
         tasks: dict[str, Any] = {}
 
         def callback(progress: Any) -> None:
@@ -195,10 +182,3 @@ def _progress(console: Console, title: str) -> Iterator[Any]:
             bars.update(tasks[name], completed=progress.step + 1)
 
         yield callback
-
-
-def _failed(errors: Console, what: str, error: BaseException, verbose: bool) -> int:
-    errors.print(f"[red]error[/] {escape(what)}: {escape(str(error) or type(error).__name__)}", soft_wrap=True)
-    if verbose:
-        errors.print_exception()
-    return 1

@@ -2,74 +2,61 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from trellis.renderers.camera import Cameras
+from trellis.renderers.canvas import Background, Canvas, VolumeImages
 from trellis.representations.gaussians import Gaussians
 from trellis_kernels import rasterize_gaussians
-
-Color = tuple[float, float, float]
-
-
-class GaussianImages(NamedTuple):
-    """Pictures by V cameras."""
-
-    colors: Tensor
-    """``[V, 3, H, W]`` sRGB before the background, not clamped above."""
-    alphas: Tensor
-    """``[V, H, W]`` in [0, 1]."""
-    depths: Tensor
-    """``[V, H, W]`` expected depth in world units: the mean over what is seen times its alpha."""
 
 
 def render_gaussians(
     gaussians: Gaussians,
     cameras: Cameras,
     resolution: int = 512,
-    background: Color | Tensor = (0.0, 0.0, 0.0),
+    background: Background = 0.0,
     ssaa: int = 1,
     colors: Tensor | None = None,
-) -> GaussianImages:
+    generator: torch.Generator | None = None,
+) -> VolumeImages:
     """Render Gaussians for each camera.
+
+    Differentiable in everything that the Gaussians hold, in `colors`, the extrinsics and the background. What is
+    nearer than 0.2 is left out; near and far of the cameras do not matter.
 
     Args:
         gaussians: G Gaussians; they decide device and dtype.
         cameras: V cameras.
         resolution: pixels per side of the result.
-        background: sRGB, one color or ``[V, 3]``.
+        background: see `Background`; of as many channels as the colors.
         ssaa: supersampling: renders `ssaa` times as many pixels per side and averages (bilinear, antialiased).
-        colors: ``[G, 3]`` to be drawn instead of those of `gaussians`.
+        colors: ``[G, C]`` or ``[V, G, C]`` to be drawn instead of those of `gaussians`: any features, or colors that
+            depend on the camera such as ``spherical_harmonics(coefficients, gaussians.means - center)``.
+        generator: for ``background="random"``.
 
     Returns:
-        Colors, alphas and depths.
+        Colors ``[V, C, H, W]``, alphas, depths and median depths ``[V, H, W]``.
 
     Raises:
-        ValueError: if `resolution` or `ssaa` is not positive.
+        ValueError: if `resolution` or `ssaa` is not positive, or a shape does not fit.
     """
-    if resolution < 1 or ssaa < 1:
-        raise ValueError(f"resolution and ssaa must be at least 1; got {resolution} and {ssaa}")
     means = gaussians.means
-    cameras = cameras.to(means)
-    size = resolution * ssaa
-    drawn = rasterize_gaussians(
-        means,
-        gaussians.quats,
-        gaussians.scales,
-        gaussians.opacities,
-        gaussians.colors if colors is None else colors,
-        cameras.extrinsics,
-        cameras.intrinsics,
-        size,
-        size,
-        torch.as_tensor(background).to(means),
-        gaussians.config.filter_kernel_size_2d,
-    )
-    images = torch.cat([drawn.colors, drawn.alphas[..., None], drawn.depths[..., None]], -1).permute(0, 3, 1, 2)
-    if ssaa > 1:
-        shape = (resolution, resolution)
-        images = interpolate(images, shape, mode="bilinear", align_corners=False, antialias=True)
-    return GaussianImages(images[:, :3], images[:, 3], images[:, 4])
+    painted = gaussians.colors if colors is None else colors
+    canvas = Canvas.create(cameras, means, resolution, ssaa, background, painted.shape[-1], generator)
+    shape = (gaussians.quats, gaussians.scales, gaussians.opacities)
+
+    def draw(some: Canvas, rows: slice) -> tuple[Tensor, ...]:
+        return rasterize_gaussians(
+            means,
+            *shape,
+            painted[rows] if painted.ndim == 3 else painted,
+            some.cameras.extrinsics,
+            some.cameras.intrinsics,
+            some.samples,
+            some.samples,
+            some.background,
+            gaussians.config.filter_kernel_size_2d,
+        )
+
+    return VolumeImages(*canvas.draw(draw))

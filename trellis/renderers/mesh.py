@@ -114,11 +114,11 @@ def _draw(
     local = mesh.vertices @ cameras.extrinsics[:, :3, :3].transpose(1, 2) + cameras.extrinsics[:, None, :3, 3]
     clip = torch.nn.functional.pad(local, (0, 1), value=1.0) @ cameras.projection.transpose(1, 2)
     seen = rasterize_mesh(clip, faces, canvas.samples, canvas.samples)
-    covered = (seen.faces >= 0)[..., None].to(clip)
+    covered = (seen.faces >= 0)[..., None]
     layers: list[Tensor] = []
     for kind in kinds:
         if kind == "mask":
-            layers.append(covered)
+            layers.append(covered.to(clip))
         elif kind == "depths":
             layers.append(interpolate(local[..., 2:].contiguous(), faces, seen))
         elif kind == "normals":
@@ -128,8 +128,9 @@ def _draw(
             layers.append(interpolate(mesh.normals[None], faces, seen))
         else:
             colors = _colors(mesh, faces, texture, seen)
-            layers.append(colors * covered + (1 - covered) * canvas.background[:, None, None])
-    smooth = antialias(torch.cat(layers, -1), seen, clip, faces, neighbors)
+            layers.append(torch.where(covered, colors, canvas.background[:, None, None]))
+    stack = torch.cat(layers, -1) if len(layers) > 1 else layers[0]
+    smooth = antialias(stack, seen, clip, faces, neighbors)
     parts = smooth.split([layer.shape[-1] for layer in layers], -1)
     return [part[..., 0] if kind in ("mask", "depths") else part for kind, part in zip(kinds, parts, strict=True)]
 

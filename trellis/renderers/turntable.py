@@ -1,12 +1,8 @@
-"""Previews: a contact sheet of views, the frames of a turn around the object, and video files."""
+"""Previews: contact sheets of views, and the frames of a turn around an object; several objects side by side."""
 
 from __future__ import annotations
 
-import itertools
-import logging
 import math
-import shutil
-import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -17,13 +13,23 @@ from torch import Tensor
 
 from trellis.atomic import atomic_path
 from trellis.renderers.camera import Cameras
-from trellis.renderers.gaussians import Color, render_gaussians
-from trellis.representations.gaussians import Gaussians
+from trellis.renderers.canvas import Background, background_colors
+from trellis.renderers.show import Shown, What, show
+from trellis.renderers.video import save_video
+from trellis.representations.mesh_reading import ReadMesh
 
-_LOGGER = logging.getLogger(__name__)
-_BATCH = 8  # frames rendered at once
+__all__ = [
+    "preview",
+    "save_sheet",
+    "save_video",
+    "snapshot_cameras",
+    "to_bytes",
+    "turntable_cameras",
+    "turntable_frames",
+    "view_rows",
+]
 
-Frames = Iterable[np.ndarray]
+_BATCH = 8  # cameras rendered at once
 
 
 def turntable_cameras(count: int = 300) -> Cameras:
@@ -32,9 +38,9 @@ def turntable_cameras(count: int = 300) -> Cameras:
     return Cameras.orbit(yaw, 0.25 + 0.5 * yaw.sin(), radius=2.0, fov=math.radians(40))
 
 
-def snapshot_cameras() -> Cameras:
-    """Four sides from far away, as the official snapshots: yaw 90 degrees apart from -16 on, pitch 20, fov 8."""
-    yaw = torch.deg2rad(torch.tensor([0.0, 90.0, 180.0, 270.0]) - 16)
+def snapshot_cameras(count: int = 4) -> Cameras:
+    """Sides from far away, as the official four snapshots: evenly around from yaw -16 on, pitch 20, fov 8 degrees."""
+    yaw = torch.arange(count) * (2 * math.pi / max(count, 1)) - math.radians(16)
     return Cameras.orbit(yaw, math.radians(20), radius=10.0, fov=math.radians(8))
 
 
@@ -44,126 +50,78 @@ def to_bytes(colors: Tensor) -> np.ndarray:
 
 
 def preview(
-    gaussians: Gaussians,
+    shown: Shown | Sequence[Shown],
     path: str | Path,
     resolution: int = 512,
-    background: Color = (1.0, 1.0, 1.0),
+    background: Background = 1.0,
     cameras: Cameras | None = None,
     columns: int = 2,
+    ssaa: int | None = None,
+    what: What = "color",
 ) -> None:
-    """Write a contact sheet of views, row by row, as an image file of the suffix's format.
+    """Write a contact sheet of views as an image file of the suffix's format.
+
+    One object: row by row. Several: a row per view and a column per object.
 
     Args:
-        gaussians: what to show.
+        shown: what to show.
         path: usually ``.png``.
         resolution: pixels per side of each view.
-        background: sRGB.
+        background: one color, or one per view.
         cameras: by default the four sides of `snapshot_cameras`.
-        columns: views beside each other.
+        columns: views beside each other, of one object.
+        ssaa: samples per side of a pixel, see `show`.
+        what: see `show`.
     """
     cameras = cameras or snapshot_cameras()
-    views = [to_bytes(render_gaussians(gaussians, camera, resolution, background).colors)[0] for camera in cameras]
-    blank = np.full_like(views[0], round(255 * background[0]))
-    views += [blank] * (-len(views) % columns)
-    rows = [np.concatenate(views[i : i + columns], 1) for i in range(0, len(views), columns)]
+    rows = view_rows(shown, cameras, resolution, background, ssaa, what)
+    save_sheet(rows, path, columns if len(_several(shown)) == 1 else 1)
+
+
+def save_sheet(pictures: Iterable[np.ndarray], path: str | Path, columns: int) -> None:
+    """Write pictures ``[H, W, 3]`` uint8 row by row as an image file, whole or not at all.
+
+    The rest of the last row has the color of the last picture's corner.
+    """
+    cells = list(pictures)
+    blank = np.broadcast_to(cells[-1][:1, :1], cells[-1].shape)
+    cells += [blank] * (-len(cells) % columns)
+    rows = [np.concatenate(cells[i : i + columns], 1) for i in range(0, len(cells), columns)]
     with atomic_path(path) as temporary:
         Image.fromarray(np.concatenate(rows)).save(temporary)
 
 
 def turntable_frames(
-    gaussians: Gaussians,
+    shown: Shown | Sequence[Shown],
     count: int = 300,
     resolution: int = 512,
-    background: Color = (0.0, 0.0, 0.0),
+    background: Background = 0.0,
     cameras: Cameras | None = None,
+    ssaa: int | None = None,
+    what: What = "color",
 ) -> Iterator[np.ndarray]:
-    """Yield frames ``[H, W, 3]`` uint8 of a turn around the object, rendered as they are asked for."""
-    cameras = cameras or turntable_cameras(count)
+    """Yield frames ``[H, W, 3]`` uint8 of a turn around the objects, rendered as they are asked for."""
+    return view_rows(shown, cameras or turntable_cameras(count), resolution, background, ssaa, what)
+
+
+def view_rows(
+    shown: Shown | Sequence[Shown],
+    cameras: Cameras,
+    resolution: int,
+    background: Background = 0.0,
+    ssaa: int | None = None,
+    what: What = "color",
+    generator: torch.Generator | None = None,
+) -> Iterator[np.ndarray]:
+    """Yield ``[H, n W, 3]`` uint8 for each camera: the n objects side by side. Arguments as of `show`."""
+    objects = _several(shown)
+    behind = background_colors(background, len(cameras), 3, generator)
     for begin in range(0, len(cameras), _BATCH):
-        yield from to_bytes(render_gaussians(gaussians, cameras[begin : begin + _BATCH], resolution, background).colors)
+        some = slice(begin, begin + _BATCH)
+        views = [to_bytes(show(one, cameras[some], resolution, behind[some], ssaa, what)) for one in objects]
+        yield from np.concatenate(views, 2)
 
 
-def save_video(frames: Frames, path: str | Path, fps: int = 30) -> None:
-    """Write an ``.mp4``, whole or not at all.
-
-    H.264 by imageio-ffmpeg (extra ``[video]``) or an ffmpeg on the PATH. Without either, MPEG-4 part 2 by OpenCV,
-    which browsers do not play; a warning is logged.
-
-    Args:
-        frames: ``[H, W, 3]`` uint8, all of one size. H.264 wants even sides: odd ones lose a row or column.
-        path: the file.
-        fps: frames per second.
-
-    Raises:
-        ValueError: no frames, or one that is not like the first.
-        RuntimeError: the encoder failed; with its message.
-    """
-    if Path(path).suffix.lower() != ".mp4":
-        raise ValueError(f"path must end in .mp4; got {path}")
-    checked = _checked(frames)
-    first = next(checked, None)
-    if first is None:
-        raise ValueError("frames must have at least one frame; got none")
-    program = _ffmpeg()
-    with atomic_path(path) as temporary:
-        if program is not None:
-            _encode_h264(program, first, checked, temporary, fps)
-        else:
-            _LOGGER.warning("no ffmpeg found (pip install 'trellis[video]'): writing MPEG-4 part 2 instead of H.264")
-            _encode_mp4v(first, checked, temporary, fps)
-
-
-def _checked(frames: Frames) -> Iterator[np.ndarray]:
-    shape: tuple[int, ...] | None = None
-    for number, frame in enumerate(frames):
-        shape = shape or frame.shape
-        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape != shape or shape[2] != 3:
-            raise ValueError(
-                f"frames must be [H, W, 3] uint8 of one size; frame {number} is {list(frame.shape)} {frame.dtype}"
-            )
-        yield frame[: shape[0] // 2 * 2, : shape[1] // 2 * 2]
-
-
-def _ffmpeg() -> str | None:
-    try:
-        import imageio_ffmpeg
-    except ImportError:
-        return shutil.which("ffmpeg")
-    return str(imageio_ffmpeg.get_ffmpeg_exe())
-
-
-def _encode_h264(program: str, first: np.ndarray, rest: Iterator[np.ndarray], path: Path, fps: int) -> None:
-    height, width, _ = first.shape
-    source = f"-f rawvideo -pix_fmt rgb24 -s {width}x{height} -r {fps} -i -".split()
-    target = ["-an", "-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "18", "-movflags", "+faststart", "-f", "mp4"]
-    command: Sequence[str] = [program, "-y", "-loglevel", "error", *source, *target, str(path.absolute())]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdin is not None
-        assert process.stderr is not None
-        try:
-            for frame in itertools.chain([first], rest):
-                process.stdin.write(np.ascontiguousarray(frame).tobytes())
-            process.stdin.close()
-        except BrokenPipeError:
-            pass  # it says why on stderr
-        except BaseException:
-            process.kill()
-            raise
-        message = process.stderr.read().decode(errors="replace").strip()
-        status = process.wait()
-    if status != 0:
-        raise RuntimeError(f"ffmpeg ended with status {status}: {message}")
-
-
-def _encode_mp4v(first: np.ndarray, rest: Iterator[np.ndarray], path: Path, fps: int) -> None:
-    import cv2
-
-    height, width, _ = first.shape
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), fps, (width, height))
-    try:
-        if not writer.isOpened():
-            raise RuntimeError("OpenCV has no MPEG-4 encoder here: install ffmpeg or 'trellis[video]'")
-        for frame in itertools.chain([first], rest):
-            writer.write(cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2BGR))
-    finally:
-        writer.release()
+def _several(shown: Shown | Sequence[Shown]) -> Sequence[Shown]:
+    # A read mesh is a tuple itself.
+    return list(shown) if isinstance(shown, (list, tuple)) and not isinstance(shown, ReadMesh) else [shown]  # type: ignore[list-item]
