@@ -62,6 +62,15 @@ def rasterize_gaussians(
     list_entries: int,
     threads: int,
 ) -> None: ...
+def spherical_harmonics(coefficients: Tensor, directions: Tensor, out: Tensor, threads: int) -> None: ...
+def spherical_harmonics_gradient(
+    out_gradient: Tensor,
+    coefficients: Tensor,
+    directions: Tensor,
+    out_coefficients: Tensor,
+    out_directions: Tensor,
+    threads: int,
+) -> None: ...
 
 # mesh_extraction
 

@@ -8,6 +8,7 @@
 #include "attention.h"
 #include "cpu_features.h"
 #include "gaussians.h"
+#include "gaussians_harmonics.h"
 #include "mesh_extraction.h"
 #include "mesh_raster.h"
 #include "normalization.h"
@@ -205,6 +206,11 @@ PYBIND11_MODULE(_cpu, m) {
   };
   def_rasterize_gaussians(&trellis::rasterize_gaussians<float>);
   def_rasterize_gaussians(&trellis::rasterize_gaussians<double>);
+
+  m.def("spherical_harmonics", &trellis::cpu::spherical_harmonics<float>, release_gil());
+  m.def("spherical_harmonics", &trellis::cpu::spherical_harmonics<double>, release_gil());
+  m.def("spherical_harmonics_gradient", &trellis::cpu::spherical_harmonics_gradient<float>, release_gil());
+  m.def("spherical_harmonics_gradient", &trellis::cpu::spherical_harmonics_gradient<double>, release_gil());
 
   // mesh_extraction
   bind_mesh_extraction(m);

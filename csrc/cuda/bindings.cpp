@@ -14,6 +14,7 @@
 #endif
 
 #include "gaussians.h"
+#include "gaussians_harmonics.h"
 #include "mesh_extraction.h"
 #include "serialization.h"
 #include "ssim.h"
@@ -30,6 +31,8 @@ PYBIND11_MODULE(TRELLIS_MODULE, m) {
   m.def("project_gaussians", &trellis::cuda::project_gaussians);
   m.def("list_tiles", &trellis::cuda::list_tiles);
   m.def("blend_tiles", &trellis::cuda::blend_tiles);
+  m.def("spherical_harmonics", &trellis::cuda::spherical_harmonics);
+  m.def("spherical_harmonics_gradient", &trellis::cuda::spherical_harmonics_gradient);
 
   // mesh_extraction
   m.def("mesh_voxel_columns", &trellis::cuda::mesh_voxel_columns);

@@ -19,7 +19,7 @@ from tests.support.gaussians import (
     orbit_cameras,
     random_scene,
 )
-from trellis_kernels import _cpu, rasterize_gaussians, spherical_harmonics, use_reference
+from trellis_kernels import _cpu, rasterize_gaussians, use_reference
 from trellis_kernels.gaussians import cpu, reference
 
 
@@ -240,34 +240,3 @@ def test_radii_are_those_of_the_oracle() -> None:
     splats = reference.project(means, quats, scales, opacities, extrinsics[0], intrinsics[0], 64, 64, 0.1)
     radii = torch.zeros(400).index_put((splats.indices,), splats.radii)
     assert torch.equal(radii, item["out.radii"])
-
-
-def test_spherical_harmonics_of_degree_0_do_not_look_at_the_direction() -> None:
-    coefficients = torch.tensor([[[1.0, 0.0, -10.0]]])
-    expected = torch.tensor([[0.5 + 0.5 / math.sqrt(math.pi), 0.5, 0.0]])
-    torch.testing.assert_close(spherical_harmonics(coefficients, torch.zeros(1, 3)), expected)
-
-
-def test_spherical_harmonics_are_orthonormal() -> None:
-    """An independent truth: the integral of the product of two basis functions over the sphere is 1 or 0."""
-    from trellis_kernels.gaussians.harmonics import _basis
-
-    nodes, weights = (torch.from_numpy(array) for array in __import__("numpy").polynomial.legendre.leggauss(8))
-    phi = torch.arange(16, dtype=torch.float64) * (2 * math.pi / 16)
-    z, phi = (grid.flatten() for grid in torch.meshgrid(nodes, phi, indexing="ij"))
-    radius = (1 - z * z).sqrt()
-    basis = _basis(torch.stack([radius * phi.cos(), radius * phi.sin(), z], -1), 16)
-    products = basis.T @ (basis * (weights.repeat_interleave(16) * 2 * math.pi / 16)[:, None])
-    torch.testing.assert_close(products, torch.eye(16, dtype=torch.float64), rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("count", [1, 4, 9, 16])
-def test_gradients_of_spherical_harmonics_are_the_numerical_ones(count: int) -> None:
-    coefficients = (0.1 * torch.randn(3, count, 3, dtype=torch.float64)).requires_grad_()
-    directions = torch.randn(3, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(spherical_harmonics, (coefficients, directions))
-
-
-def test_spherical_harmonics_name_a_wrong_number_of_coefficients() -> None:
-    with pytest.raises(ValueError, match=r"coefficients must be \[G, K, 3\] with K = 1, 4, 9 or 16; got \[2, 5, 3\]"):
-        spherical_harmonics(torch.zeros(2, 5, 3), torch.zeros(2, 3))

@@ -227,6 +227,8 @@ CASES: dict[str, Case] = {
     "sample_texture_gradient": _textured_gradient,
     "sample_texture_uv_gradient": _textured_uv_gradient,
     "sparse_pool": lambda n: (noise(n, CHANNELS), *_coarse(n), "biased_mean"),
+    "spherical_harmonics": lambda n: (0.3 * noise(n, 16, 3), noise(2, n, 3)),
+    "spherical_harmonics_gradient": lambda n: (noise(2, n, 3), 0.3 * noise(n, 16, 3), 3 * noise(2, n, 3)),
     "split_quads": _quads,
     "ssim_map": _images,
     "ssim_map_gradient": lambda n: (noise(1, 2, n, 13), *_images(n)),

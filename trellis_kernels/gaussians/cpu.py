@@ -62,3 +62,27 @@ def _wide(tensor: Tensor) -> Tensor:
     (wide,) = widened(tensor)
     assert wide is not None
     return wide
+
+
+def spherical_harmonics(coefficients: Tensor, directions: Tensor) -> Tensor:
+    out = directions.new_empty(directions.shape, dtype=compute_dtype(directions.dtype))
+    _cpu.spherical_harmonics(_wide(coefficients), _wide(directions), out, torch.get_num_threads())
+    return out.to(coefficients.dtype)
+
+
+def spherical_harmonics_gradient(
+    out_gradient: Tensor, coefficients: Tensor, directions: Tensor
+) -> tuple[Tensor, Tensor]:
+    dtype = coefficients.dtype
+    by_coefficients, by_directions = (
+        tensor.new_empty(tensor.shape, dtype=compute_dtype(dtype)) for tensor in (coefficients, directions)
+    )
+    _cpu.spherical_harmonics_gradient(
+        _wide(out_gradient),
+        _wide(coefficients),
+        _wide(directions),
+        by_coefficients,
+        by_directions,
+        torch.get_num_threads(),
+    )
+    return by_coefficients.to(dtype), by_directions.to(dtype)

@@ -123,3 +123,27 @@ def _wide(tensor: Tensor) -> Tensor:
     (wide,) = widened(tensor)
     assert wide is not None
     return wide
+
+
+def spherical_harmonics(coefficients: Tensor, directions: Tensor) -> Tensor:
+    return _harmonics("spherical_harmonics", [coefficients, directions], [directions])[0]
+
+
+def spherical_harmonics_gradient(
+    out_gradient: Tensor, coefficients: Tensor, directions: Tensor
+) -> tuple[Tensor, Tensor]:
+    inputs = [out_gradient, coefficients, directions]
+    by_coefficients, by_directions = _harmonics("spherical_harmonics_gradient", inputs, inputs[1:])
+    return by_coefficients, by_directions
+
+
+def _harmonics(name: str, inputs: list[Tensor], like: list[Tensor]) -> list[Tensor]:
+    dtype = inputs[0].dtype
+    if dtype not in _DTYPES:
+        names = ", ".join(map(str, _DTYPES))
+        raise TypeError(f"coefficients must be one of {names} on a CUDA device; got {dtype}")
+    native = cuda_device.native(inputs[0])
+    with cuda_device.guard(inputs[0]):
+        outs = [tensor.new_empty(tensor.shape, dtype=torch.float32) for tensor in like]
+        getattr(native, name)(*map(_wide, inputs), *outs, cuda_device.stream(inputs[0]))
+    return [out.to(dtype) for out in outs]
