@@ -57,7 +57,7 @@ def _oracles() -> Image.Image:
         titles = [f"{name}: oracle", "ours", worst]
         rows.append(np.concatenate([_titled(c, t) for c, t in zip(cells, titles, strict=True)], 1))
     picture = np.concatenate([*rows, _scale(rows[0].shape[1])])
-    return Image.fromarray(picture).quantize(256)
+    return Image.fromarray(picture)
 
 
 def _gaussian_oracle() -> tuple[Tensor, Tensor]:

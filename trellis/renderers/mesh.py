@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
@@ -58,7 +59,8 @@ def render_mesh(
 
     Differentiable in colors, normal map, texture and its uv, in the vertices (inside of triangles through the
     barycentrics, at silhouettes through `antialias`), in the cameras and the background. Both sides of a triangle are
-    drawn. There is no light: colors are shown as they are.
+    drawn; those without area, or with a vertex that is not finite, are not seen. There is no light: colors are shown
+    as they are.
 
     Args:
         mesh: V vertices; they decide device and dtype (half precision is drawn in float32).
@@ -111,8 +113,12 @@ def _draw(
 ) -> list[Tensor]:
     """One picture ``[v, S, S]`` or ``[v, S, S, C]`` per kind; all of them antialiased in one pass."""
     cameras = canvas.cameras
+    # What is not finite is never seen; it is taken out first, because zero gradients times NaN are NaN.
+    finite = mesh.vertices.isfinite().all(-1, keepdim=True)
+    mesh = dataclasses.replace(mesh, vertices=torch.where(finite, mesh.vertices, 0.0))
     local = mesh.vertices @ cameras.extrinsics[:, :3, :3].transpose(1, 2) + cameras.extrinsics[:, None, :3, 3]
     clip = torch.nn.functional.pad(local, (0, 1), value=1.0) @ cameras.projection.transpose(1, 2)
+    clip = clip.masked_fill(~finite, math.nan)
     seen = rasterize_mesh(clip, faces, canvas.samples, canvas.samples)
     covered = (seen.faces >= 0)[..., None]
     layers: list[Tensor] = []
