@@ -14,6 +14,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.mutations_render import MISTAKES
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -84,16 +86,6 @@ _NORMALIZATION_MISTAKES = (
     ("triton_heads", "off-by-one edge: the last row of heads is not written",
      "mask = (row < rows)[:, None]", "mask = (row < rows - 1)[:, None]"),
 )  # fmt: skip
-
-_SSIM_MISTAKES = (
-    ("a removed barrier", "xy;\n  }\n  __syncthreads();\n  const int row", "xy;\n  }\n  const int row"),
-    (
-        "off-by-one tile edge",
-        "for (int tap = 0; tap < kTaps; ++tap) sums[k]",
-        "for (int tap = 1; tap < kTaps; ++tap) sums[k]",
-    ),
-    ("wrong stride: planes overlap", "tile.at(gradients + plane,", "tile.at(gradients,"),
-)
 
 MUTATIONS = [
     Mutation(
@@ -342,10 +334,6 @@ MUTATIONS = [
         _ATTENTION,
     ),
     *(
-        Mutation(meaning, "csrc/cuda/ssim.cu", old, new, "tests/kernels/test_ssim.py -k emulated")
-        for meaning, old, new in _SSIM_MISTAKES
-    ),
-    *(
         Mutation(meaning, f"trellis_kernels/sparse_conv/{file}.py", old, new, tests)
         for file, meaning, old, new, tests in _SPARSE_CONV_MISTAKES
     ),
@@ -353,6 +341,7 @@ MUTATIONS = [
         Mutation(meaning, f"trellis_kernels/normalization/{file}.py", old, new, _NORMALIZATION)
         for file, meaning, old, new in _NORMALIZATION_MISTAKES
     ),
+    *(Mutation(meaning, file, old, new, tests) for file, meaning, old, new, tests in MISTAKES),
 ]
 
 

@@ -16,6 +16,7 @@
 #include "gaussians.h"
 #include "gaussians_harmonics.h"
 #include "mesh_extraction.h"
+#include "mesh_raster.h"
 #include "serialization.h"
 #include "ssim.h"
 #include "tensor_caster.h"
@@ -46,6 +47,24 @@ PYBIND11_MODULE(TRELLIS_MODULE, m) {
   m.def("surface_values", &trellis::cuda::surface_values<double>);
   m.def("surface_values_gradient", &trellis::cuda::surface_values_gradient<float>);
   m.def("surface_values_gradient", &trellis::cuda::surface_values_gradient<double>);
+
+  // mesh_raster
+  m.def("draw_mesh_faces", &trellis::cuda::draw_mesh_faces<float>);
+  m.def("draw_mesh_faces", &trellis::cuda::draw_mesh_faces<double>);
+  m.def("draw_mesh_tiles", &trellis::cuda::draw_mesh_tiles<float>);
+  m.def("draw_mesh_tiles", &trellis::cuda::draw_mesh_tiles<double>);
+  m.def("describe_mesh_pixels", &trellis::cuda::describe_mesh_pixels<float>);
+  m.def("describe_mesh_pixels", &trellis::cuda::describe_mesh_pixels<double>);
+  m.def("interpolate", &trellis::cuda::interpolate<float>);
+  m.def("interpolate", &trellis::cuda::interpolate<double>);
+  m.def("interpolate_barycentrics_gradient", &trellis::cuda::interpolate_barycentrics_gradient<float>);
+  m.def("interpolate_barycentrics_gradient", &trellis::cuda::interpolate_barycentrics_gradient<double>);
+  m.def("mesh_gradient_of_faces", &trellis::cuda::mesh_gradient_of_faces<float>);
+  m.def("mesh_gradient_of_faces", &trellis::cuda::mesh_gradient_of_faces<double>);
+  m.def("interpolate_gradient_of_faces", &trellis::cuda::interpolate_gradient_of_faces<float>);
+  m.def("interpolate_gradient_of_faces", &trellis::cuda::interpolate_gradient_of_faces<double>);
+  m.def("add_corners_to_vertices", &trellis::cuda::add_corners_to_vertices<float>);
+  m.def("add_corners_to_vertices", &trellis::cuda::add_corners_to_vertices<double>);
 
   // serialization
   m.def("curve_codes", &trellis::cuda::curve_codes);

@@ -2,13 +2,15 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.support.backends import CUDA_BACKENDS
 from trellis_kernels import Rasterization, interpolate, rasterize_mesh, use_reference
 
 OPS = torch.ops.trellis_kernels
+few_examples = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def random_mesh(
@@ -36,13 +38,14 @@ def assert_agrees(actual: Rasterization, expected: Rasterization) -> None:
     torch.testing.assert_close(actual.derivatives[same], expected.derivatives[same], rtol=1e-4, atol=tight)
 
 
+@CUDA_BACKENDS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("behind", [False, True])
 @pytest.mark.parametrize(
     ("views", "faces", "size"), [(1, 1, (1, 1)), (2, 40, (33, 18)), (1, 300, (57, 61)), (3, 0, (4, 5))]
 )
 def test_kernel_agrees_with_reference(
-    dtype: torch.dtype, behind: bool, views: int, faces: int, size: tuple[int, int]
+    backend: str, dtype: torch.dtype, behind: bool, views: int, faces: int, size: tuple[int, int]
 ) -> None:
     positions, triangles = random_mesh(views, max(3, faces), faces, dtype, behind)
     first, second = layers(positions, triangles, *size)
@@ -75,7 +78,8 @@ def screen(*corners: tuple[float, float], size: int, depth: float = 0.0, w: floa
     return torch.cat([xy * w, torch.full((len(corners), 1), depth * w), torch.full((len(corners), 1), w)], 1)[None]
 
 
-def test_a_right_triangle_covers_the_pixels_it_must() -> None:
+@CUDA_BACKENDS
+def test_a_right_triangle_covers_the_pixels_it_must(backend: str) -> None:
     positions = screen((0, 0), (8, 0), (0, 8), size=8)
     drawn = rasterize_mesh(positions, torch.tensor([[0, 1, 2]], dtype=torch.int32), 8, 8)
     x, y = torch.meshgrid(torch.arange(8), torch.arange(8), indexing="xy")
@@ -87,9 +91,10 @@ def test_a_right_triangle_covers_the_pixels_it_must() -> None:
     torch.testing.assert_close(drawn.derivatives[0][inside], steps[inside], rtol=0, atol=1e-6)
 
 
+@CUDA_BACKENDS
 @given(seed=st.integers(0, 999), size=st.integers(1, 40))
-@settings(max_examples=20, deadline=None)
-def test_shared_edges_are_watertight(seed: int, size: int) -> None:
+@few_examples
+def test_shared_edges_are_watertight(backend: str, seed: int, size: int) -> None:
     """A fan of triangles around an inner point, in any orientation: each pixel of the square is drawn exactly once."""
     generator = torch.Generator().manual_seed(seed)
     center = torch.randint(0, 2 * size + 1, (2,), generator=generator) / 2  # often exactly a pixel's center
@@ -105,9 +110,12 @@ def test_shared_edges_are_watertight(seed: int, size: int) -> None:
     assert (rasterize_mesh(positions, turned, size, size, first).faces == -1).all()
 
 
+@CUDA_BACKENDS
 @given(seed=st.integers(0, 999), turn=st.integers(0, 2), flip=st.booleans())
-@settings(max_examples=20, deadline=None)
-def test_the_picture_does_not_depend_on_how_triangles_are_written(seed: int, turn: int, flip: bool) -> None:
+@few_examples
+def test_the_picture_does_not_depend_on_how_triangles_are_written(
+    backend: str, seed: int, turn: int, flip: bool
+) -> None:
     torch.manual_seed(seed)
     positions, faces = random_mesh(1, 30, 20, torch.float64, behind=True)
     written = faces.roll(turn, 1).flip(1) if flip else faces.roll(turn, 1)
@@ -117,7 +125,8 @@ def test_the_picture_does_not_depend_on_how_triangles_are_written(seed: int, tur
     torch.testing.assert_close(interpolate(colors, faces, one), interpolate(colors, written, other), rtol=0, atol=1e-9)
 
 
-def test_interpolation_is_perspective_correct() -> None:
+@CUDA_BACKENDS
+def test_interpolation_is_perspective_correct(backend: str) -> None:
     """Attributes that are the camera-space point itself come out where the ray of each pixel meets the triangle."""
     points = torch.tensor([[-3.0, -2.0, 2.0], [4.0, -3.0, 9.0], [0.5, 6.0, 5.0]], dtype=torch.float64)
     clip = torch.cat([points, points[:, 2:]], 1)[None]  # x / z, y / z; depth is 1 everywhere
@@ -136,7 +145,8 @@ def test_interpolation_is_perspective_correct() -> None:
     assert (seen[~hit] == 0).all()
 
 
-def test_the_nearest_triangle_wins_and_layers_follow_in_depth() -> None:
+@CUDA_BACKENDS
+def test_the_nearest_triangle_wins_and_layers_follow_in_depth(backend: str) -> None:
     square = ((0, 0), (8, 0), (8, 8), (0, 8))
     positions = torch.cat([screen(*square, size=8, depth=d, w=2.0) for d in (0.5, -0.2, 0.1, -0.2)], 1)
     faces = torch.tensor(
@@ -152,7 +162,8 @@ def test_the_nearest_triangle_wins_and_layers_follow_in_depth() -> None:
     assert (last.depths == 1).all()
 
 
-def test_what_cannot_be_seen_is_not_drawn() -> None:
+@CUDA_BACKENDS
+def test_what_cannot_be_seen_is_not_drawn(backend: str) -> None:
     size = 6
     full = screen((-9, -9), (30, -9), (-9, 30), size=size)
     cases = {
@@ -171,7 +182,8 @@ def test_what_cannot_be_seen_is_not_drawn() -> None:
             assert (rasterize_mesh(positions, face, size, size).faces == -1).all(), name
 
 
-def test_a_triangle_through_the_camera_plane_is_cut_there() -> None:
+@CUDA_BACKENDS
+def test_a_triangle_through_the_camera_plane_is_cut_there(backend: str) -> None:
     """The ground seen from 1 above it: below the horizon only, at the distance the ray says."""
     ground = torch.tensor([[-50.0, 1.0, -50.0], [50.0, 1.0, -50.0], [0.0, 1.0, 100.0]], dtype=torch.float64)
     clip = torch.cat([ground[:, :2], 0.01 * ground[:, 2:], ground[:, 2:]], 1)[None]

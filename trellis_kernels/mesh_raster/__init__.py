@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 MAX_EXTENT = 16384  # pixels per side
-_KERNELS = {"cpu": "trellis_kernels.mesh_raster.cpu"}
+_KERNELS = {"cpu": "trellis_kernels.mesh_raster.cpu", "cuda": "trellis_kernels.mesh_raster.cuda"}
 
 
 def rasterize_mesh(
