@@ -42,7 +42,39 @@ _MESH_RASTER: list[Mistake] = [
      "tests/kernels/test_mesh_raster.py -k emulated and agrees_with_reference"),
 ]  # fmt: skip
 
+_GRADIENTS = "tests/kernels/test_gaussians_gradient_gpu.py -k emulated"
+
+_GAUSSIANS: list[Mistake] = [
+    ("csrc/cuda/gaussians.cu", "the median depth is that of the first Gaussian",
+     "transmittance >= 0.5f && after < 0.5f", "transmittance == 1.0f",
+     "tests/kernels/test_gaussians_gpu.py -k emulated"),
+    ("csrc/cuda/gaussians_gradient.cu", "removed barrier: sums of the warps are added before all are there",
+     "    if (lane == 0) touched[warp][0] = seen;\n    __syncthreads();\n",
+     "    if (lane == 0) touched[warp][0] = seen;\n", _GRADIENTS),
+    ("csrc/cuda/gaussians_gradient.cu", "removed barrier: the next batch comes before this one is added up",
+     "      if (pair == 0) in.given[entry] = 1;\n    }\n    __syncthreads();\n",
+     "      if (pair == 0) in.given[entry] = 1;\n    }\n", _GRADIENTS),
+    ("csrc/cuda/gaussians_gradient.cu", "removed barrier: a warp sums a group before all lanes have said their shares",
+     "    __syncwarp();\n    const int which", "    const int which", _GRADIENTS),
+    ("csrc/cuda/gaussians_gradient.cu", "off-by-one edge: the last Gaussian of each pixel is left out",
+     "return min(low + 1, end) - begin;", "return min(low, end) - begin;", _GRADIENTS),
+    ("csrc/cuda/gaussians_gradient.cu", "wrong stride: pixels of a lane are those of its neighbor",
+     "half * kParts + part;", "half + 2 * part;", _GRADIENTS),
+    ("csrc/cuda/gaussians_gradient.cu", "what is behind a Gaussian is forgotten",
+     "behind += share.x * worth;", "", _GRADIENTS),
+    ("csrc/cuda/gaussians_sums.cu", "off-by-one tile: a Gaussian on many tiles is summed over every other one",
+     "for (int other = kLanes; other < 32; other *= 2) {", "for (int other = kLanes; other < 16; other *= 2) {",
+     _GRADIENTS),
+    ("csrc/cuda/gaussians_project_gradient.cu", "the filter's fading of the opacity has no gradient",
+     "d_a += d_sharp * s.c + d_wide * c;", "", _GRADIENTS),
+    ("csrc/cuda/gaussians_project_gradient.cu", "wrong stride: all cameras add to the gradient of the first",
+     "(warp * views + view) * kCamera", "warp * views * kCamera", _GRADIENTS),
+    ("csrc/cuda/gaussians_project_gradient.cu", "quaternions are taken to be of length 1",
+     "(d_quat[i] - along * s.quat[i]) / s.length", "d_quat[i]", _GRADIENTS),
+]  # fmt: skip
+
 MISTAKES: list[Mistake] = [
+    *_GAUSSIANS,
     *_MESH_RASTER,
     (
         "csrc/cuda/ssim.cu",

@@ -31,9 +31,13 @@ PYBIND11_MODULE(TRELLIS_MODULE, m) {
   // gaussians
   m.def("project_gaussians", &trellis::cuda::project_gaussians);
   m.def("list_tiles", &trellis::cuda::list_tiles);
+  m.def("first_entries", &trellis::cuda::first_entries);
   m.def("blend_tiles", &trellis::cuda::blend_tiles);
   m.def("spherical_harmonics", &trellis::cuda::spherical_harmonics);
   m.def("spherical_harmonics_gradient", &trellis::cuda::spherical_harmonics_gradient);
+  m.def("blend_tiles_gradient", &trellis::cuda::blend_tiles_gradient);
+  m.def("sum_entries", &trellis::cuda::sum_entries);
+  m.def("project_gaussians_gradient", &trellis::cuda::project_gaussians_gradient);
 
   // mesh_extraction
   m.def("mesh_voxel_columns", &trellis::cuda::mesh_voxel_columns);

@@ -8,9 +8,6 @@ namespace trellis::cuda {
 namespace {
 
 constexpr int kThreads = kTile * kTile;
-constexpr int kWarps = kThreads / 32;
-constexpr int kPatchWide = 8, kPatchHigh = 4;  // pixels of a warp
-constexpr int kPatchesAcross = kTile / kPatchWide;
 
 struct Blend {
   const float *splats, *colors;
@@ -18,13 +15,11 @@ struct Blend {
   const int64_t* permutation;
   const int32_t* starts;
   const float* background;
-  int64_t count;
+  int64_t count, view_stride;
   int channels, first_channel, width, height, across;
   bool resume, finish, leave_state;
-  float *out_colors, *out_depths, *out_transmittances;
+  float *out_colors, *out_depths, *out_transmittances, *out_medians;
   int32_t* out_last;
-  float* out_medians;
-  int64_t view_colors;  // from the colors of a view to those of the next
 };
 
 // `kChannels` channels from in.first_channel on; those that are not there count as 0 and are not written.
@@ -34,7 +29,7 @@ __global__ void __launch_bounds__(kThreads) blend_pixels(const Blend in) {
   SHARED_ARRAY(float4, conics, kThreads);  // x, y, xx, xy
   SHARED_ARRAY(float4, rest, kThreads);    // yy, opacity, depth, index
   SHARED_ARRAY(float4, shades, kThreads, kQuads);
-  SHARED_ARRAY(unsigned, reached, kWarps, kThreads / 32);  // by patch: a bit per Gaussian
+  SHARED_ARRAY(unsigned, reached, kPatches, kThreads / 32);  // by patch: a bit per Gaussian
 
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
   const int left = static_cast<int>(blockIdx.x) % in.across * kTile;
@@ -51,8 +46,8 @@ __global__ void __launch_bounds__(kThreads) blend_pixels(const Blend in) {
   if (in.resume && inside) {
     transmittance = in.out_transmittances[pixel];
     depth = in.out_depths[pixel];
-    last = in.out_last[pixel];
     median = in.out_medians[pixel];
+    last = in.out_last[pixel];
     for (int i = 0; i < kChannels; ++i)
       color[i] = i < there ? in.out_colors[pixel * in.channels + in.first_channel + i] : 0;
   }
@@ -61,31 +56,35 @@ __global__ void __launch_bounds__(kThreads) blend_pixels(const Blend in) {
   const float column = static_cast<float>(x), row = static_cast<float>(y);
 
   const int end = in.starts[list + 1];
+  // The slot is looked up a batch ahead: three loads that wait for one another are too long to wait for at once.
+  const auto slot_at = [&](int i) { return i < end ? in.slots[in.permutation[i]] : 0; };
+  int32_t next_slot = slot_at(in.starts[list] + thread);
   for (int begin = in.starts[list]; begin < end; begin += kThreads) {
+    const int32_t slot = next_slot;
     if (__syncthreads_count(finished) == kThreads) break;  // also: all have read the shared arrays
     Splat s{};
     s.limit = -1;  // reaches nothing
     if (begin + thread < end) {
-      const int32_t slot = in.slots[in.permutation[begin + thread]];
       const float4* const source = reinterpret_cast<const float4*>(in.splats + int64_t{slot} * kSplat);
       const float4 one = source[0], two = source[1];
       const int64_t index = slot - view * in.count;
       s = {one.x, one.y, one.z, one.w, two.x, two.y, two.z, two.w};
       conics[thread] = one;
       rest[thread] = make_float4(s.yy, s.opacity, s.depth, __int_as_float(static_cast<int>(index)));
-      const float* const shade = in.colors + view * in.view_colors + index * in.channels + in.first_channel;
+      const float* const shade = in.colors + view * in.view_stride + index * in.channels + in.first_channel;
       const auto channel = [&](int i) { return i < there ? shade[i] : 0; };
       for (int i = 0; i < kQuads; ++i)
         shades[thread][i] = make_float4(channel(4 * i), channel(4 * i + 1), channel(4 * i + 2), channel(4 * i + 3));
     }
     const Slopes slope = slopes(s);
-    for (int patch = 0; patch < kWarps; ++patch) {
+    for (int patch = 0; patch < kPatches; ++patch) {
       const float patch_left = static_cast<float>(left + patch % kPatchesAcross * kPatchWide);
       const float patch_top = static_cast<float>(top + patch / kPatchesAcross * kPatchHigh);
       const bool hit = reaches(s, slope, patch_left, patch_top, kPatchWide, kPatchHigh);
       const unsigned votes = __ballot_sync(0xffffffffu, hit);
       if (lane == patch) reached[patch][warp] = votes;
     }
+    next_slot = slot_at(begin + kThreads + thread);
     __syncthreads();
 
     for (int group = 0; group < kThreads / 32; ++group) {
@@ -149,8 +148,9 @@ void blend_tiles(TensorView<const float, 2> splats, TensorView<const float, 3> c
   const int64_t views = out_depths.size(0), height = out_depths.size(1), width = out_depths.size(2);
   const int64_t channels = colors.size(2), across = (width + kTile - 1) / kTile;
   const int64_t tiles = across * ((height + kTile - 1) / kTile);
-  require(splats.size(1) == kSplat && splats.size(0) == views * colors.size(1), "splats must be [V * G, 8]");
-  require(colors.size(0) == 1 || colors.size(0) == views, "colors must be [1, G, C] or [V, G, C]");
+  require(splats.size(1) == kSplat && splats.size(0) == views * colors.size(1) &&
+              (colors.size(0) == 1 || colors.size(0) == views),
+          "splats and colors must be [V * G, 8] and [1 or V, G, C]");
   require(slots.size(0) == permutation.size(0) && starts.size(0) == views * tiles + 1,
           "slots and permutation must be equally long, starts must be [V * tiles + 1]");
   require(background.size(0) == views && background.size(1) == channels, "background must be [V, C]");
@@ -166,6 +166,7 @@ void blend_tiles(TensorView<const float, 2> splats, TensorView<const float, 3> c
            starts.data,
            background.data,
            colors.size(1),
+           colors.size(0) == views ? colors.size(1) * channels : 0,
            static_cast<int>(channels),
            0,
            static_cast<int>(width),
@@ -177,9 +178,8 @@ void blend_tiles(TensorView<const float, 2> splats, TensorView<const float, 3> c
            out_colors.data,
            out_depths.data,
            out_transmittances.data,
-           out_last.data,
            out_medians.data,
-           colors.size(0) == 1 ? 0 : colors.size(1) * channels};
+           out_last.data};
   const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(views));
   if (channels <= 3) {
     in.leave_state = true;

@@ -4,9 +4,12 @@
 
 namespace trellis::cuda {
 
-constexpr int kTile = 16;         // pixels per side; 16 x 16 threads draw one
-constexpr int kSplat = 8;         // floats per slot, see gaussians.h
-constexpr float kNearest = 0.2f;  // camera depth
+constexpr int kTile = 16;                      // pixels per side; 16 x 16 threads draw one
+constexpr int kPatchWide = 8, kPatchHigh = 4;  // pixels of a warp
+constexpr int kPatchesAcross = kTile / kPatchWide, kPatches = kTile * kTile / 32;
+constexpr int kSplat = 8;                  // floats per slot, see gaussians.h
+constexpr int kMoments = 6, kCamera = 16;  // floats of gradients per slot and camera
+constexpr float kNearest = 0.2f;           // camera depth
 constexpr float kSmallestAlpha = 1.0f / 255;
 constexpr float kLargestAlpha = 0.99f;
 constexpr float kSmallestTransmittance = 1e-4f;

@@ -1,6 +1,6 @@
 // Gaussians to ellipses on the picture, one thread per Gaussian and camera, and from them the list of reached tiles.
-#include "gaussians.cuh"
 #include "gaussians.h"
+#include "gaussians_project.cuh"
 
 namespace trellis::cuda {
 namespace {
@@ -8,13 +8,6 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kMaskBits = 64;
 constexpr float kLog2E = 1.44269504f;
-
-struct Inputs {
-  const float *means, *quats, *scales, *opacities, *extrinsics, *intrinsics;
-  int64_t count;
-  int width, height;
-  float kernel_size;
-};
 
 // Bounds that a whole number is clamped to before it becomes an int: what is not a number ends up outside.
 __device__ float bounded(float value) { return fmaxf(fminf(value, 1048576.0f), -1048576.0f); }
@@ -25,71 +18,41 @@ struct Covariance {
   float a, c, det;
 };
 
-__device__ Splat project(const Inputs& in, int64_t n, const float* e, const float* k, Covariance& covariance) {
-  const float fx = k[0], fy = k[4], cx = k[2], cy = k[5];
-  const float width = static_cast<float>(in.width), height = static_cast<float>(in.height);
-  const float *mean = in.means + 3 * n, *quat = in.quats + 4 * n, *scale = in.scales + 3 * n;
-  const float x = e[0] * mean[0] + e[1] * mean[1] + e[2] * mean[2] + e[3];
-  const float y = e[4] * mean[0] + e[5] * mean[1] + e[6] * mean[2] + e[7];
-  const float z = e[8] * mean[0] + e[9] * mean[1] + e[10] * mean[2] + e[11];
+__device__ Splat project(const Projection& in, int64_t n, const float* e, const float* k, Covariance& covariance) {
+  Seen seen;
   Splat s{};
-  s.depth = z;
-  if (!(z > kNearest)) return s;
-
-  const float clip_w = z + 1e-7f;  // the guard of the official code
-  s.x = (((2 * fx * x + (2 * cx - 1) * z) / clip_w + 1) * width - 1) * 0.5f;
-  s.y = (((2 * fy * y + (2 * cy - 1) * z) / clip_w + 1) * height - 1) * 0.5f;
-
-  // Rows of the projection, linearised at the mean moved near the field of view, after the turn into the camera.
-  const float limit_x = 0.65f / fx, limit_y = 0.65f / fy;
-  const float tx = fminf(fmaxf(x / z, -limit_x), limit_x), ty = fminf(fmaxf(y / z, -limit_y), limit_y);
-  const float jx = fx * width / z, jy = fy * height / z;
-  float row_x[3], row_y[3];
-  for (int i = 0; i < 3; ++i) {
-    row_x[i] = jx * (e[i] - tx * e[8 + i]);
-    row_y[i] = jy * (e[4 + i] - ty * e[8 + i]);
-  }
-  const float length2 = quat[0] * quat[0] + quat[1] * quat[1] + quat[2] * quat[2] + quat[3] * quat[3];
-  const float shrink = 1 / sqrtf(length2);
-  const float qw = quat[0] * shrink, qx = quat[1] * shrink, qy = quat[2] * shrink, qz = quat[3] * shrink;
-  const float axes[3][3] = {
-      {1 - 2 * (qy * qy + qz * qz), 2 * (qx * qy + qw * qz), 2 * (qx * qz - qw * qy)},
-      {2 * (qx * qy - qw * qz), 1 - 2 * (qx * qx + qz * qz), 2 * (qy * qz + qw * qx)},
-      {2 * (qx * qz + qw * qy), 2 * (qy * qz - qw * qx), 1 - 2 * (qx * qx + qy * qy)},
-  };
-  float a = 0, b = 0, c = 0;
-  for (int i = 0; i < 3; ++i) {  // each half axis of the ellipsoid, projected
-    const float u = scale[i] * (row_x[0] * axes[i][0] + row_x[1] * axes[i][1] + row_x[2] * axes[i][2]);
-    const float v = scale[i] * (row_y[0] * axes[i][0] + row_y[1] * axes[i][1] + row_y[2] * axes[i][2]);
-    a += u * u;
-    b += u * v;
-    c += v * v;
-  }
+  const bool visible = see(in, n, e, k, seen);
+  s.depth = seen.z;
+  if (!visible) return s;
+  s.x =
+      (((2 * k[0] * seen.x + (2 * k[2] - 1) * seen.z) / (seen.z + kClipGuard) + 1) * static_cast<float>(in.width) - 1) *
+      0.5f;
+  s.y = (((2 * k[4] * seen.y + (2 * k[5] - 1) * seen.z) / (seen.z + kClipGuard) + 1) * static_cast<float>(in.height) -
+         1) *
+        0.5f;
 
   // Mip filter: the Gaussian is widened by the pixel and keeps its integral.
-  const float det_sharp = fmaxf(a * c - b * b, 1e-6f);
-  a += in.kernel_size;
-  c += in.kernel_size;
-  const float det = a * c - b * b, det_wide = fmaxf(det, 1e-6f);
-  const bool faded = det_sharp <= 1e-6f || det_wide <= 1e-6f;
-  const float opacity = faded ? 0 : in.opacities[n] * sqrtf(det_sharp / (det_wide + 1e-6f) + 1e-6f);
-  if (!(det > 0 && opacity >= kSmallestAlpha)) return s;
-  const float flaw = 0 * (s.x + s.y + (a + b + c) / det + opacity + z + length2);  // NaN if one of them is not finite
-  if (!(flaw == 0 && scale[0] > 0 && scale[1] > 0 && scale[2] > 0)) return s;
+  const float b = seen.b, det_sharp = fmaxf(seen.a * seen.c - b * b, kSmallestDet);
+  const float a = seen.a + in.kernel_size, c = seen.c + in.kernel_size;
+  const float det = a * c - b * b, det_wide = fmaxf(det, kSmallestDet);
+  const bool faded = det_sharp <= kSmallestDet || det_wide <= kSmallestDet;
+  const float opacity = faded ? 0 : in.opacities[n] * sqrtf(det_sharp / (det_wide + kSmallestDet) + kSmallestDet);
+  const float inverse = 1 / det, xx = c * inverse, xy = -b * inverse, yy = a * inverse;
+  const bool finite = fabsf(xx) < INFINITY && fabsf(xy) < INFINITY && fabsf(yy) < INFINITY && opacity < INFINITY;
+  if (!(det > 0 && opacity >= kSmallestAlpha && finite)) return s;
 
   covariance = {a, c, det};
-  const float inverse = 1 / det;
   s.opacity = opacity;
-  s.xx = 0.5f * kLog2E * c * inverse;
-  s.xy = -kLog2E * b * inverse;
-  s.yy = 0.5f * kLog2E * a * inverse;
+  s.xx = 0.5f * kLog2E * xx;
+  s.xy = kLog2E * xy;
+  s.yy = 0.5f * kLog2E * yy;
   // The margin covers the rounding of the inverse covariance and of q, which grows with the condition.
   s.limit = (log2f(255 * opacity) + 1e-3f) * (1.01f + 2e-6f * (a * c * inverse));
   return s;
 }
 
 __global__ void __launch_bounds__(kThreads)
-    project_slots(const Inputs in, float* __restrict__ splats, int32_t* __restrict__ places,
+    project_slots(const Projection in, float* __restrict__ splats, int32_t* __restrict__ places,
                   int32_t* __restrict__ counts, float* __restrict__ sort_depths) {
   const int64_t n = int64_t{blockIdx.x} * kThreads + threadIdx.x, view = blockIdx.y;
   if (n >= in.count) return;
@@ -181,6 +144,12 @@ __global__ void __launch_bounds__(kThreads) write_lists(const Lists in) {
   }
 }
 
+__global__ void __launch_bounds__(kThreads)
+    write_firsts(const int64_t* order, const int64_t* ends, int64_t ranks, int64_t count, int64_t* firsts) {
+  const int64_t rank = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (rank < ranks) firsts[rank / count * count + order[rank]] = rank > 0 ? ends[rank - 1] : 0;
+}
+
 void require(bool condition, const char* message) {
   if (!condition) throw std::invalid_argument(message);
 }
@@ -204,16 +173,16 @@ void project_gaussians(TensorView<const float, 2> means, TensorView<const float,
           "splats, places, counts and sort_depths must be [V * G, 8], [V * G, 4] and twice [V, G]");
   require(views * count <= INT32_MAX && views <= 65535, "too many Gaussians or cameras at once");
   require(width >= 1 && height >= 1 && width <= 16384 && height <= 16384, "width and height must be in 1..16384");
-  const Inputs in{means.data,
-                  quats.data,
-                  scales.data,
-                  opacities.data,
-                  extrinsics.data,
-                  intrinsics.data,
-                  count,
-                  static_cast<int>(width),
-                  static_cast<int>(height),
-                  float(kernel_size)};
+  const Projection in{means.data,
+                      quats.data,
+                      scales.data,
+                      opacities.data,
+                      extrinsics.data,
+                      intrinsics.data,
+                      count,
+                      static_cast<int>(width),
+                      static_cast<int>(height),
+                      float(kernel_size)};
   launch({"project_gaussians", dim3(blocks(count, kThreads), static_cast<unsigned>(views)), kThreads, stream},
          project_slots, in, splats.data, places.data, counts.data, sort_depths.data);
 }
@@ -229,6 +198,14 @@ void list_tiles(TensorView<const int32_t, 2> places, TensorView<const int64_t, 2
   const Lists in{places.data,    order.data, ends.data, order.size(1), begin, end, static_cast<int>(across),
                  tiles_per_view, tiles.data, slots.data};
   launch({"list_tiles", blocks(end - begin, kThreads), kThreads, stream}, write_lists, in);
+}
+
+void first_entries(TensorView<const int64_t, 2> order, TensorView<const int64_t, 1> ends, TensorView<int64_t, 1> firsts,
+                   int64_t stream) {
+  const int64_t ranks = order.numel();
+  require(ends.size(0) == ranks && firsts.size(0) == ranks, "order, ends and firsts must be [V, G] and twice [V * G]");
+  launch({"first_entries", blocks(ranks, kThreads), kThreads, stream}, write_firsts, order.data, ends.data, ranks,
+         order.size(1), firsts.data);
 }
 
 }  // namespace trellis::cuda

@@ -77,9 +77,23 @@ def test_gaussians_behind_the_camera_are_not_seen(backend: str) -> None:
 
 
 @CUDA_BACKENDS
-@pytest.mark.parametrize("channels", [0, 1, 4, 19, 33])
+@pytest.mark.parametrize("channels", [0, 1, 4, 16, 37])
 def test_any_number_of_channels(backend: str, channels: int) -> None:
     assert_agree(random_scene(40, channels=channels), 19, 16)
+
+
+@CUDA_BACKENDS
+@pytest.mark.parametrize("channels", [3, 20])
+def test_colors_by_camera(backend: str, channels: int) -> None:
+    scene = random_scene(40, views=3, channels=channels)
+    assert_agree(scene._replace(colors=torch.stack([scene.colors * (view + 1) for view in range(3)])), 19, 18)
+
+
+@CUDA_BACKENDS
+def test_quaternions_of_any_length(backend: str) -> None:
+    scene = random_scene(60)
+    scene = scene._replace(quats=scene.quats * torch.logspace(-3, 3, 60)[:, None])
+    assert_agree(scene, 20, 20)
 
 
 @CUDA_BACKENDS

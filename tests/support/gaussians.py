@@ -80,10 +80,15 @@ def random_scene(count: int, views: int = 1, channels: int = 3, size: float = 0.
 
 @_on_host
 def decoded_scene(count: int, views: int = 1, seed: int = 0) -> Scene:
-    """As the decoder makes them: 32 per voxel of a sphere on a 64^3 grid, scales of 0.004 to 0.01."""
+    """As the decoder makes them: 32 per voxel of a sphere on a 64^3 grid, scales of 0.004 to 0.01.
+
+    Of a shell thick enough to have so many voxels.
+    """
     generator = torch.Generator().manual_seed(seed)
-    voxels = sphere_voxels(64)[:, 1:]
-    voxels = voxels[torch.randperm(len(voxels), generator=generator)[: -(-count // 32)].sort().values]
+    needed, thickness = -(-count // 32), 1.0
+    while len(voxels := sphere_voxels(64, thickness=thickness)[:, 1:]) < needed:
+        thickness += 1
+    voxels = voxels[torch.randperm(len(voxels), generator=generator)[:needed].sort().values]
     offsets = 1.5 * (torch.rand(len(voxels), 32, 3, generator=generator) - 0.5)
     means = ((voxels[:, None] + 0.5 + offsets) / 64 - 0.5).view(-1, 3)[:count]
     quats = normalize(torch.randn(count, 4, generator=generator), dim=-1)

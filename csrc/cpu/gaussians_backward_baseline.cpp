@@ -1,2 +1,0 @@
-#define TRELLIS_ISA gaussians_backward_baseline
-#include "gaussians_backward.inl.h"
