@@ -71,6 +71,33 @@ def spherical_harmonics_gradient(
     out_directions: Tensor,
     threads: int,
 ) -> None: ...
+def rasterize_gaussians_backward(
+    colors_gradient: Tensor,
+    depths_gradient: Tensor,
+    transmittances_gradient: Tensor,
+    means: Tensor,
+    quats: Tensor,
+    scales: Tensor,
+    opacities: Tensor,
+    colors: Tensor,
+    extrinsics: Tensor,
+    intrinsics: Tensor,
+    background: Tensor,
+    out_colors: Tensor,
+    out_depths: Tensor,
+    out_transmittances: Tensor,
+    d_means: Tensor,
+    d_quats: Tensor,
+    d_scales: Tensor,
+    d_opacities: Tensor,
+    d_colors: Tensor,
+    d_extrinsics: Tensor,
+    d_intrinsics: Tensor,
+    d_background: Tensor,
+    kernel_size: float,
+    list_entries: int,
+    threads: int,
+) -> None: ...
 
 # mesh_extraction
 

@@ -206,6 +206,8 @@ PYBIND11_MODULE(_cpu, m) {
   };
   def_rasterize_gaussians(&trellis::rasterize_gaussians<float>);
   def_rasterize_gaussians(&trellis::rasterize_gaussians<double>);
+  m.def("rasterize_gaussians_backward", &trellis::rasterize_gaussians_backward<float>, release_gil());
+  m.def("rasterize_gaussians_backward", &trellis::rasterize_gaussians_backward<double>, release_gil());
 
   m.def("spherical_harmonics", &trellis::cpu::spherical_harmonics<float>, release_gil());
   m.def("spherical_harmonics", &trellis::cpu::spherical_harmonics<double>, release_gil());

@@ -9,18 +9,7 @@ namespace trellis {
 namespace TRELLIS_ISA {
 
 #include "gaussians_lanes.inl.h"
-
-// [width, stride] in memory to one vector per column; lanes past the end repeat the last Gaussian.
-template <int kColumns, class T>
-INLINE void load_columns(const T* rows, int64_t begin, int64_t end, typename Lanes<T>::V* columns) {
-  constexpr int kWidth = Lanes<T>::kWidth;
-  T buffer[kColumns][kWidth];
-  for (int lane = 0; lane < kWidth; ++lane) {
-    const int64_t row = begin + lane < end ? begin + lane : end - 1;
-    for (int column = 0; column < kColumns; ++column) buffer[column][lane] = rows[row * kColumns + column];
-  }
-  for (int column = 0; column < kColumns; ++column) columns[column] = load(buffer[column]);
-}
+#include "gaussians_projection.inl.h"
 
 template <class T>
 static int64_t project_all(const ProjectJob<T>& job) {
@@ -28,57 +17,26 @@ static int64_t project_all(const ProjectJob<T>& job) {
   typedef typename Lanes<T>::M M;
   constexpr int kWidth = Lanes<T>::kWidth;
   const Camera<T>& camera = *job.camera;
-  const T* r = camera.rotation;
   const V zero = splat(T(0));
   const T grid_x = T((camera.width + kTile - 1) / kTile), grid_y = T((camera.height + kTile - 1) / kTile);
-  const T tan_x = T(0.5) / camera.fx, tan_y = T(0.5) / camera.fy;
-  const T focal_x = camera.fx * T(camera.width), focal_y = camera.fy * T(camera.height);
 
   int64_t drawn = 0;
   for (int64_t begin = job.begin; begin < job.end; begin += kWidth) {
     V mean[3], quat[4], scale[3], opacity;
     load_columns<3>(job.means, begin, job.end, mean);
-    const V x = r[0] * mean[0] + r[1] * mean[1] + r[2] * mean[2] + camera.translation[0];
-    const V y = r[3] * mean[0] + r[4] * mean[1] + r[5] * mean[2] + camera.translation[1];
-    const V z = r[6] * mean[0] + r[7] * mean[1] + r[8] * mean[2] + camera.translation[2];
+    Footprint<T> f;
+    to_camera(camera, mean, f);
+    const V z = f.z;
     M visible = less(splat(T(0.2)), z);
     if (!any(visible)) continue;
     load_columns<4>(job.quats, begin, job.end, quat);
     load_columns<3>(job.scales, begin, job.end, scale);
     load_columns<1>(job.opacities, begin, job.end, &opacity);
 
-    const V clip_w = z + T(1e-7);
-    const V ndc_x = (2 * camera.fx * x + (2 * camera.cx - 1) * z) / clip_w;
-    const V ndc_y = (2 * camera.fy * y + (2 * camera.cy - 1) * z) / clip_w;
-    const V center_x = ((ndc_x + 1) * T(camera.width) - 1) * T(0.5);
-    const V center_y = ((ndc_y + 1) * T(camera.height) - 1) * T(0.5);
-
-    // Rows of J W: the linearised projection after the turn into the camera.
-    const V near = 1 / z;
-    const V tx = min(max(x * near, splat(T(-1.3) * tan_x)), splat(T(1.3) * tan_x));
-    const V ty = min(max(y * near, splat(T(-1.3) * tan_y)), splat(T(1.3) * tan_y));
-    const V jx = focal_x * near, jy = focal_y * near;
-    V row_x[3], row_y[3];
-    for (int i = 0; i < 3; ++i) {
-      row_x[i] = jx * (r[i] - tx * r[6 + i]);
-      row_y[i] = jy * (r[3 + i] - ty * r[6 + i]);
-    }
-    const V length2 = quat[0] * quat[0] + quat[1] * quat[1] + quat[2] * quat[2] + quat[3] * quat[3];
-    const V shrink = 1 / sqrt(length2);
-    const V qw = quat[0] * shrink, qx = quat[1] * shrink, qy = quat[2] * shrink, qz = quat[3] * shrink;
-    const V axes[3][3] = {
-        {1 - 2 * (qy * qy + qz * qz), 2 * (qx * qy + qw * qz), 2 * (qx * qz - qw * qy)},
-        {2 * (qx * qy - qw * qz), 1 - 2 * (qx * qx + qz * qz), 2 * (qy * qz + qw * qx)},
-        {2 * (qx * qz + qw * qy), 2 * (qy * qz - qw * qx), 1 - 2 * (qx * qx + qy * qy)},
-    };
-    V a = zero, b = zero, c = zero;
-    for (int i = 0; i < 3; ++i) {  // each half axis of the ellipsoid, projected
-      const V u = scale[i] * (row_x[0] * axes[i][0] + row_x[1] * axes[i][1] + row_x[2] * axes[i][2]);
-      const V v = scale[i] * (row_y[0] * axes[i][0] + row_y[1] * axes[i][1] + row_y[2] * axes[i][2]);
-      a += u * u;
-      b += u * v;
-      c += v * v;
-    }
+    footprint(camera, quat, scale, f);
+    const V center_x = ((f.ndc_x + 1) * T(camera.width) - 1) * T(0.5);
+    const V center_y = ((f.ndc_y + 1) * T(camera.height) - 1) * T(0.5);
+    V a = f.a, b = f.b, c = f.c;
 
     // Mip filter.
     const V tiny = splat(T(1e-6));
@@ -105,7 +63,7 @@ static int64_t project_all(const ProjectJob<T>& job) {
     // Of these, pixels where alpha can reach 1/255: the bounding box of an ellipse. The margin covers the rounding of
     // the inverse covariance, which grows with its condition.
     // 0 where everything is finite, else NaN.
-    const V flaw = zero * (center_x + center_y + inverse * (a + b + c) + opacity + z + length2);
+    const V flaw = zero * (center_x + center_y + inverse * (a + b + c) + opacity + z + f.length2);
     const V smallest = min(min(scale[0], scale[1]), scale[2]);
     const M sound = less_equal(flaw, zero) & less(zero, smallest) & less(zero, scale[2]);
     opacity = select(sound, opacity, zero);
@@ -146,23 +104,6 @@ static int64_t project_all(const ProjectJob<T>& job) {
     }
   }
   return drawn;
-}
-
-// Rows of a tile, as bits, where a splat may reach its limit: the footprint at the largest point of each row within the
-// tile, rounded up a little. A lane is a row here.
-template <class T>
-INLINE unsigned reached_rows(const Splat<T>& s, int left, int top) {
-  typedef typename Lanes<T>::V V;
-  constexpr int kWidth = Lanes<T>::kWidth;
-  const V rightmost = splat(s.x - T(left)), leftmost = splat(s.x - T(left + kTile - 1));
-  unsigned rows = 0;
-  for (int part = 0; part < kTile / kWidth; ++part) {
-    const V dy = s.y - T(top + part * kWidth) - lane_numbers(T(0));
-    const V dx = min(max(s.ridge * dy, leftmost), rightmost);
-    const V power = (dx * dx * s.xx + dy * dy * s.yy) * T(1 - 4e-6) + dx * dy * s.xy;
-    rows |= bits(less_equal(splat(s.limit), power)) << (part * kWidth);
-  }
-  return rows;
 }
 
 // kChannels 0: any number, read from the job.

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from trellis_kernels import _cpu
-from trellis_kernels.gaussians import reference
 from trellis_kernels.precision import compute_dtype, widened
 
 LIST_ENTRIES = 1 << 24  # at once in the lists of Gaussians per tile: 64 MiB
+LIST_SUMS = 1 << 27  # numbers a backward may keep for them: 512 MiB
+_MOMENTS = 7  # of these per entry, beside one per channel
+_CONTIGUOUS = torch.contiguous_format
 
 
 def rasterize_gaussians(
@@ -37,7 +39,7 @@ def rasterize_gaussians(
         _wide(quats),
         _wide(scales),
         _wide(opacities),
-        _wide(colors if colors.ndim == 3 else colors[None]),
+        _wide(_per_view(colors)),
         _wide(extrinsics),
         _wide(intrinsics),
         _wide(background),
@@ -54,8 +56,43 @@ def rasterize_gaussians(
     return images.to(dtype), depths.to(dtype), transmittances.to(dtype), last, medians.to(dtype), state
 
 
-def rasterize_gaussians_backward(*inputs: Any) -> tuple[Tensor, ...]:
-    return reference.rasterize_gaussians_backward(*inputs)  # until there is a kernel
+def rasterize_gaussians_backward(
+    colors_gradient: Tensor,
+    depths_gradient: Tensor,
+    transmittances_gradient: Tensor,
+    means: Tensor,
+    quats: Tensor,
+    scales: Tensor,
+    opacities: Tensor,
+    colors: Tensor,
+    extrinsics: Tensor,
+    intrinsics: Tensor,
+    background: Tensor,
+    out_colors: Tensor,
+    out_depths: Tensor,
+    out_transmittances: Tensor,
+    last: Tensor,
+    state: Tensor,
+    kernel_size: float,
+) -> tuple[Tensor, ...]:
+    inputs = [means, quats, scales, opacities, colors, extrinsics, intrinsics, background]
+    gradients = [torch.zeros_like(x, dtype=compute_dtype(x.dtype), memory_format=_CONTIGUOUS) for x in inputs]
+    read = [
+        *(colors_gradient, depths_gradient, transmittances_gradient),
+        *(means, quats, scales, opacities, _per_view(colors), extrinsics, intrinsics, background),
+        *(out_colors, out_depths, out_transmittances),
+    ]
+    arguments: list[Any] = [_wide(x) for x in read]
+    arguments += [*gradients[:4], _per_view(gradients[4]), *gradients[5:]]
+    entries = min(LIST_ENTRIES, LIST_SUMS // (_MOMENTS + colors.shape[-1]))
+    arguments += [kernel_size, entries, torch.get_num_threads()]
+    _cpu.rasterize_gaussians_backward(*arguments)
+    return tuple(x.to(means.dtype) for x in gradients)
+
+
+def _per_view(colors: Tensor) -> Tensor:
+    """``[V, G, C]``, V = 1 where all views have the same."""
+    return colors if colors.ndim == 3 else colors[None]
 
 
 def _wide(tensor: Tensor) -> Tensor:
