@@ -1,0 +1,1 @@
+"""Scripts that use Trellis; see README.md beside this file."""
