@@ -73,9 +73,31 @@ _GAUSSIANS: list[Mistake] = [
      "(d_quat[i] - along * s.quat[i]) / s.length", "d_quat[i]", _GRADIENTS),
 ]  # fmt: skip
 
+_FIELD = "tests/kernels/test_radiance_field.py -k emulated and backends_agree"
+
+_RADIANCE_FIELD: list[Mistake] = [
+    ("csrc/cuda/radiance_field.cu", "off-by-one: the last sample of each leaf is left out",
+     "ceil(far / scene.step - jitter);", "ceil(far / scene.step - jitter) - 1;", _FIELD),
+    ("csrc/cuda/radiance_field.cu", "what lies behind a run is not passed on", "notes.laters[noted] = later;",
+     "notes.laters[noted] = 0;", _FIELD),
+    ("csrc/cuda/radiance_field.cuh", "dropped clamp: the last interval is looked for behind the last entry",
+     "scene.entries - 2);", "scene.entries - 1);", _FIELD),
+    ("csrc/cuda/radiance_field.cuh", "wrong stride: the z axis reads the entries of y",
+     "rows + 2 * axis_quads", "rows + axis_quads", _FIELD),
+    ("csrc/cuda/radiance_field_gradient.cu", "every other sample is dropped: two lanes of a factor are not added",
+     "if (kGroups == 2) sum +=", "if (kGroups == 3) sum +=", _FIELD),
+    ("csrc/cuda/radiance_field_gradient.cu", "dropped mask: alphas that are clamped have a gradient",
+     "shade.alpha < 0.999f", "shade.alpha < 2.0f", _FIELD),
+    ("csrc/cuda/radiance_field_gradient.cu", "off-by-one window: the first entry of the next eight is left out",
+     "entry >= -1 && entry", "entry >= 0 && entry", _FIELD),
+    ("csrc/cuda/radiance_field_gradient.cu", "the scan of transmittances skips its first lane",
+     "if (lane >= distance) product", "if (lane > distance) product", _FIELD),
+]  # fmt: skip
+
 MISTAKES: list[Mistake] = [
     *_GAUSSIANS,
     *_MESH_RASTER,
+    *_RADIANCE_FIELD,
     (
         "csrc/cuda/ssim.cu",
         "a removed barrier",

@@ -3,7 +3,6 @@
 #include <stdexcept>
 
 #include "parallel.h"
-#include "radiance_field_ray.h"
 #include "radiance_field_scene.h"
 
 namespace trellis::cpu {

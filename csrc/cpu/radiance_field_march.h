@@ -2,26 +2,12 @@
 #pragma once
 #include <cstdint>
 
+#include "field_ray.h"
+
 namespace trellis::cpu {
 
 constexpr int kFieldTile = 8;    // pixels per side
 constexpr int kFieldChunk = 32;  // samples that are evaluated at once; a leaf of 8 entries has up to 28 on a ray
-
-// Which leaf fills a cell, see LeafGrid.
-struct LeafGridView {
-  const int32_t *blocks, *leaves;
-  int32_t extent, blocks_per_side;
-};
-
-// One camera, in units of cells from the corner of the grid.
-struct FieldCamera {
-  double rotation[9];           // world to camera
-  double fx, fy, cx, cy;        // normalised
-  double origin[3], cell[3];    // where it is; size of a cell in world units
-  double depth_step[3], depth;  // camera depth of the center of cell i: depth + sum_a depth_step[a] i[a]
-  int64_t width, height;
-  bool finite;
-};
 
 // The factors of all leaves: per leaf [3, entries, rank], then density [rank] and features [3, rank] times C0; ranks
 // are padded with zeros to whole vectors.

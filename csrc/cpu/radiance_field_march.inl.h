@@ -4,7 +4,7 @@
 #include <immintrin.h>
 #endif
 
-#include "radiance_field_ray.h"
+#include "radiance_field_march.h"
 
 namespace trellis::cpu {
 namespace TRELLIS_ISA {
@@ -233,8 +233,8 @@ static int64_t march_tile(const MarchJob<T>& job) {
         const double first = __builtin_ceil(near / field.step - jitter);
         const double last = __builtin_ceil(far / field.step - jitter);
         if (!(last > first)) return true;
-        ++ray.crossings;
         for (double k = first; k < last && ray.passed >= T(0.001); k += kFieldChunk) {
+          ++ray.crossings;
           const int64_t count = last - k < kFieldChunk ? int64_t(last - k) : int64_t{kFieldChunk};
           place(field, camera, line, cell, k, jitter, count, samples);
           add_factors(field, job.field->data + leaf * field.stride, samples);

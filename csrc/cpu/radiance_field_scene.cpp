@@ -57,34 +57,12 @@ std::vector<FieldCamera> field_cameras(const FieldCameras& cameras, int64_t widt
   expect(cameras.intrinsics.shape == std::array<int64_t, 3>{views, 3, 3}, "intrinsics must be [V, 3, 3]");
   expect(cameras.box.size(0) == 6, "aabb must have six numbers");
   expect(cameras.depth >= 0 && cameras.depth <= 10, "depth must be in 0..10");
+  const double* const b = cameras.box.data;
+  const FieldBox box{{b[0], b[1], b[2]}, {b[3], b[4], b[5]}};
   std::vector<FieldCamera> result(views);
   for (int64_t view = 0; view < views; ++view) {
-    FieldCamera& camera = result[view];
-    const double* const e = cameras.extrinsics.row(view);
-    const double* const k = cameras.intrinsics.row(view);
-    const double* const box = cameras.box.data;
-    camera.fx = k[0];
-    camera.fy = k[4];
-    camera.cx = k[2];
-    camera.cy = k[5];
-    camera.width = width;
-    camera.height = height;
-    camera.finite = true;
-    camera.depth = e[11];
-    for (int axis = 0; axis < 3; ++axis) {
-      const double cell = box[3 + axis] / static_cast<double>(int64_t{1} << cameras.depth);
-      double origin = 0;
-      for (int row = 0; row < 3; ++row) {
-        camera.rotation[3 * row + axis] = e[4 * row + axis];
-        origin -= e[4 * row + 3] * e[4 * row + axis];
-      }
-      camera.cell[axis] = cell;
-      camera.origin[axis] = (origin - box[axis]) / cell;
-      camera.depth_step[axis] = e[8 + axis] * cell;
-      camera.depth += e[8 + axis] * (box[axis] + 0.5 * cell);
-      camera.finite = camera.finite && std::abs(camera.origin[axis]) < 1e15;
-    }
-    camera.finite = camera.finite && std::isfinite(camera.depth);
+    result[view] = camera_of(cameras.extrinsics.row(view), cameras.intrinsics.row(view), box,
+                             int64_t{1} << cameras.depth, width, height);
   }
   return result;
 }

@@ -17,6 +17,7 @@
 #include "gaussians_harmonics.h"
 #include "mesh_extraction.h"
 #include "mesh_raster.h"
+#include "radiance_field.h"
 #include "serialization.h"
 #include "ssim.h"
 #include "tensor_caster.h"
@@ -69,6 +70,12 @@ PYBIND11_MODULE(TRELLIS_MODULE, m) {
   m.def("interpolate_gradient_of_faces", &trellis::cuda::interpolate_gradient_of_faces<double>);
   m.def("add_corners_to_vertices", &trellis::cuda::add_corners_to_vertices<float>);
   m.def("add_corners_to_vertices", &trellis::cuda::add_corners_to_vertices<double>);
+  // radiance_field
+  m.def("pack_field", &trellis::cuda::pack_field);
+  m.def("march_field", &trellis::cuda::march_field);
+  m.def("note_field", &trellis::cuda::note_field);
+  m.def("sum_field_gradient", &trellis::cuda::sum_field_gradient);
+  m.def("trace_voxels", &trellis::cuda::trace_voxels);
 
   // serialization
   m.def("curve_codes", &trellis::cuda::curve_codes);

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
-from typing import Any
 
 import pytest
 import torch
@@ -12,42 +11,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.support.fields import BOX, Field, field_of, oracle, random_field, surface_field
+from tests.support.backends import CUDA_BACKENDS
+from tests.support.fields import (
+    ASIDE,
+    BOX,
+    Field,
+    assert_close_outside_thresholds,
+    facing,
+    field_of,
+    loss,
+    operands_with_gradient,
+    oracle,
+    random_field,
+    surface_field,
+    uniform,
+    whole_grid,
+)
 from trellis_kernels import render_radiance_field, render_voxels, use_reference
-from trellis_kernels.radiance_field import reference
+from trellis_kernels.radiance_field import cuda, reference
 
 OPS = torch.ops.trellis_kernels
-ASIDE = (-0.3, -0.3, -0.5, 1.0, 1.0, 1.0)  # a box in which the world's z axis is on no face of a leaf
 
 
-def assert_close_outside_thresholds(actual: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
-    """Equal but for the few values where rounding moves a sample across a threshold."""
-    assert actual.shape == expected.shape
-    assert actual.dtype == expected.dtype
-    assert torch.equal(actual.isfinite(), expected.isfinite())
-    different = int(((actual - expected).abs() > tolerance).sum())
-    assert different <= max(2, actual.numel() // 1000), f"{different} of {actual.numel()} values differ"
-
-
-def uniform(cells: list[list[int]] | Tensor, depth: int, sums: float, **options: Any) -> Field:
-    """All factors 1, so that every sample of every leaf has the density softplus(sums)."""
-    field = field_of(torch.as_tensor(cells), depth, **{"width": 3, "height": 2, "rank": 2, "entries": 4} | options)
-    return field._replace(trivec=torch.ones_like(field.trivec), density=torch.full_like(field.density, sums / 2))
-
-
-def facing(field: Field, distance: float) -> Field:
-    """Seen along z from `distance` before the origin, through a lens so long that rays are parallel."""
-    extrinsics = torch.eye(4, dtype=field.trivec.dtype)[None].clone()
-    extrinsics[0, 2, 3] = distance
-    intrinsics = torch.tensor([[[1e9, 0, 0.5], [0, 1e9, 0.5], [0, 0, 1]]], dtype=field.trivec.dtype)
-    return field._replace(extrinsics=extrinsics, intrinsics=intrinsics)
-
-
-def whole_grid(depth: int) -> Tensor:
-    return torch.cartesian_prod(*[torch.arange(2**depth)] * 3).reshape(-1, 3)
-
-
-def test_oracle() -> None:
+@CUDA_BACKENDS
+def test_oracle(backend: str) -> None:
     item, field = oracle()
     images = render_radiance_field(*field.arguments())
     assert_close_outside_thresholds(images.colors[0].permute(2, 0, 1), item["out.color"])
@@ -57,7 +44,8 @@ def test_oracle() -> None:
 
 
 @pytest.mark.parametrize("jitter", [0.0, 0.3])
-def test_four_uniform_leaves_in_a_row_absorb_as_their_length_says(jitter: float) -> None:
+@CUDA_BACKENDS
+def test_four_uniform_leaves_in_a_row_absorb_as_their_length_says(jitter: float, backend: str) -> None:
     """32 samples of 1 / 32: none is lost or doubled at the faces between leaves, even where samples lie on them."""
     field = facing(uniform([[1, 1, z] for z in range(4)], 2, sums=1.2, box=ASIDE), 2.0)
     assert field.jitter is not None
@@ -71,7 +59,8 @@ def test_four_uniform_leaves_in_a_row_absorb_as_their_length_says(jitter: float)
     torch.testing.assert_close(actual, expected.expand(actual.shape), rtol=0, atol=2e-6)
 
 
-def test_a_dense_leaf_stops_the_ray_at_once() -> None:
+@CUDA_BACKENDS
+def test_a_dense_leaf_stops_the_ray_at_once(backend: str) -> None:
     """Alpha is at most 0.999, which leaves a thousandth: the first sample takes it, or the second."""
     field = facing(uniform([[1, 1, 2]], 2, sums=1e6, box=ASIDE), 2.0)
     images = render_radiance_field(*field.arguments()[:-1], None)
@@ -115,7 +104,8 @@ def test_features_alone_color_the_field() -> None:
     torch.testing.assert_close(images.colors, expected)
 
 
-def test_used_rank_drops_the_last_factors() -> None:
+@CUDA_BACKENDS
+def test_used_rank_drops_the_last_factors(backend: str) -> None:
     field = random_field(20, 2, 15, 11)
     fewer = field._replace(trivec=field.trivec[:, :2], density=field.density[:, :2], features=field.features[:, :2])
     some = render_radiance_field(*field.arguments(), used_rank=2)
@@ -135,20 +125,6 @@ def test_the_principal_point_moves_the_picture() -> None:
     moved = field._replace(intrinsics=field.intrinsics + torch.tensor([[0, 0, 0.25], [0, 0, -0.125], [0, 0, 0]]))
     one, other = (render_radiance_field(*f.arguments()).colors[0] for f in (field, moved))
     torch.testing.assert_close(other[:-2, 4:], one[2:, :-4], rtol=0, atol=1e-5)
-
-
-def operands_with_gradient(field: Field) -> tuple[list[Any], list[Tensor]]:
-    operands = list(field.operands())
-    places = (1, 2, 3, 6)
-    for i in places:
-        operands[i] = operands[i].detach().clone().requires_grad_()
-    return operands, [operands[i] for i in places]
-
-
-def loss(outputs: tuple[Tensor, ...]) -> Tensor:
-    generator = torch.Generator().manual_seed(5)
-    weights = [torch.randn(x.shape, generator=generator, dtype=x.dtype) for x in outputs[:3]]
-    return sum(((x * w).sum() for x, w in zip(outputs[:3], weights, strict=True)), torch.zeros(()))
 
 
 @pytest.mark.parametrize("opacity", [0.2, 3.0, 40.0])
@@ -195,90 +171,8 @@ def test_the_second_derivative_is_refused() -> None:
         first.sum().backward()
 
 
-def test_bad_leaves_are_left_out_and_get_no_gradient() -> None:
-    """A factor that is not finite, a position that is not in the box, and the second leaf of a cell."""
-    good = random_field(12, 2, 13, 9)
-    extra = random_field(5, 2, 13, 9, seed=3)
-    positions = extra.positions.clone()
-    positions[0, 1], positions[1, 2], positions[2, 0] = 1.0, -0.1, torch.nan
-    positions[3] = good.positions[7]
-    trivec = extra.trivec.clone()
-    trivec[4, 1, 2, 3] = torch.inf
-    bad = extra._replace(positions=positions, trivec=trivec)
-    joined = [torch.cat(pair) for pair in zip(good[:4], bad[:4], strict=True)]
-    field = Field(*joined, *good[4:])
-    results = []
-    for one in (good, field):
-        operands, leaves = operands_with_gradient(one)
-        out = OPS.render_radiance_field(*operands)
-        results.append((out, torch.autograd.grad(loss(out), leaves)))
-    (expected, by_good), (actual, by_field) = results
-    for one, other in zip(actual, expected, strict=True):
-        assert torch.equal(one, other)
-    for one, other in zip(by_field[:3], by_good[:3], strict=True):
-        torch.testing.assert_close(one[:12], other)
-        assert not one[12:].any()
-
-
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
-@pytest.mark.parametrize("which", ["extrinsics", "intrinsics"])
-def test_a_camera_that_is_not_finite_sees_the_background(which: str, value: float) -> None:
-    field = random_field(20, 2, 5, 4)
-    getattr(field, which)[0, 0, 0] = value
-    if which == "intrinsics" and value == torch.inf:
-        field.intrinsics[0, 0, 0] = 0  # an infinite focal length is a fine camera; a focal length of zero is none
-    images = render_radiance_field(*field.arguments())
-    assert not images.alphas.any()
-    assert not images.depths.any()
-    assert torch.equal(images.colors, field.background[:, None, None].expand_as(images.colors))
-
-
-def test_a_camera_inside_sees_what_is_before_it() -> None:
-    """From the middle of a full block: leaves whose centers are 0.2 or less away in depth are not drawn."""
-    field = facing(uniform(whole_grid(3), 3, sums=1.2, box=ASIDE), 0.0)
-    images = render_radiance_field(*field.arguments()[:-1], None)
-    expected = 1 - math.exp(-math.log1p(math.exp(1.2)) * 0.25)  # of centers 0.0625 + k / 8, those from 0.3125 on
-    torch.testing.assert_close(images.alphas, torch.full_like(images.alphas, expected), rtol=0, atol=1e-5)
-
-
-def test_nothing_to_draw() -> None:
-    field = random_field(0, 2, 5, 4, views=2)
-    images = render_radiance_field(*field.arguments())
-    assert torch.equal(images.colors, field.background[:, None, None].expand_as(images.colors))
-    assert not images.alphas.any()
-    none = field._replace(extrinsics=field.extrinsics[:0], intrinsics=field.intrinsics[:0], jitter=field.jitter[:0])
-    images = render_radiance_field(*none._replace(background=field.background[0]).arguments())
-    assert images.colors.shape == (0, 4, 5, 3)
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "text"),
-    [
-        ({"depth": 11}, ValueError, "depth must be in 0..10; got 11"),
-        ({"width": 0}, ValueError, "width and height must be in 1..16384; got 0 and 4"),
-        ({"box": BOX[:5]}, ValueError, "aabb must be an origin and three positive sizes"),
-        ({"box": (*BOX[:5], 0.0)}, ValueError, "aabb must be an origin and three positive sizes"),
-        ({"trivec": torch.ones(3, 5, 3, 1)}, ValueError, r"trivec must be \[N, R, 3, D\] with D at least 2"),
-        ({"density": torch.ones(3, 5).double()}, TypeError, "density must be torch.float32; got torch.float64"),
-        ({"features": torch.ones(3, 5, 4)}, ValueError, r"features must be \[N, R, 3\]"),
-        ({"extrinsics": torch.eye(4)[None].requires_grad_()}, ValueError, "extrinsics must not require a gradient"),
-        ({"jitter": torch.ones(1, 4, 4)}, ValueError, r"jitter must be \[1, 4, 5\]"),
-    ],
-)
-def test_errors(change: dict[str, Any], error: type[Exception], text: str) -> None:
-    field = random_field(3, 2, 5, 4)
-    if "width" in change:
-        field = field._replace(jitter=None)
-    with pytest.raises(error, match=text):
-        render_radiance_field(*field._replace(**change).arguments())
-
-
-def test_used_rank_must_exist() -> None:
-    with pytest.raises(ValueError, match=r"used_rank must be in 1\.\.5; got 6"):
-        render_radiance_field(*random_field(3, 2, 5, 4).arguments(), used_rank=6)
-
-
-def test_voxels_are_solid_and_clamped() -> None:
+@CUDA_BACKENDS
+def test_voxels_are_solid_and_clamped(backend: str) -> None:
     """A column of two: the nearer is seen, at its face."""
     field = facing(uniform([[1, 1, 2], [1, 1, 1]], 2, sums=0.0, box=ASIDE), 2.0)
     colors = torch.tensor([[0.0, 0.0, 0.5], [0.25, 1.5, -1.0]], requires_grad=True)
@@ -317,7 +211,7 @@ def both(field: Field) -> tuple[list[Tensor], list[Tensor]]:
         with mode:
             out = OPS.render_radiance_field(*field.operands())
             if not results:
-                weights = [torch.randn(x.shape, generator=generator).to(x) for x in out[:3]]
+                weights = [torch.randn(x.shape, generator=generator, device="cpu").to(x) for x in out[:3]]
             *tensors, depth, box, width, height = field.operands()
             arguments = (*weights, *tensors, out[4], depth, box, width, height)
             voxels = OPS.trace_voxels(field.positions, *field[4:6], depth, box, width, height)
@@ -351,12 +245,20 @@ def test_kernels_agree_with_their_definitions(problem: int, dtype: torch.dtype, 
     assert_agree(field, 1e-4 if dtype == torch.float32 else 1e-10)
 
 
+@CUDA_BACKENDS
+@pytest.mark.parametrize("problem", range(len(PROBLEMS)))
+def test_backends_agree_with_their_definitions(problem: int, backend: str) -> None:
+    assert_agree(random_field(**{"width": 19, "height": 13} | PROBLEMS[problem]))
+
+
+@CUDA_BACKENDS
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_rounded_once(dtype: torch.dtype) -> None:
+def test_half_precision_is_rounded_once(dtype: torch.dtype, backend: str) -> None:
     assert_agree(random_field(60, 3, 15, 11).to(dtype), 2e-2 if dtype == torch.bfloat16 else 2e-3)
 
 
-def test_a_grid_of_depth_10() -> None:
+@CUDA_BACKENDS
+def test_a_grid_of_depth_10(backend: str) -> None:
     cells = torch.tensor([[512, 512, 512], [511, 511, 512], [0, 1023, 3]])
     field = field_of(cells, 10, 16, 16, opacity=50.0)
     lens = field.intrinsics * torch.tensor([[400.0, 1, 1], [1, 400, 1], [1, 1, 1]])
@@ -378,6 +280,13 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
     for other in results[1:]:
         for one, two in zip(results[0], other, strict=True):
             assert torch.equal(one, two)
+
+
+@CUDA_BACKENDS
+def test_cameras_in_several_groups_add_up(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lists of runs too long for the memory that they may take: one camera at a time."""
+    monkeypatch.setattr(cuda, "RUNS", 50)
+    assert_agree(random_field(40, 2, 9, 7, views=3))
 
 
 def kernels_only(field: Field) -> list[Tensor]:

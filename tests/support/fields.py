@@ -12,6 +12,7 @@ from tests.support.golden import golden
 from tests.support.scenes import sphere_voxels
 
 BOX = (-0.5, -0.5, -0.5, 1.0, 1.0, 1.0)
+ASIDE = (-0.3, -0.3, -0.5, 1.0, 1.0, 1.0)  # a box in which the world's z axis is on no face of a leaf
 
 
 class Field(NamedTuple):
@@ -106,3 +107,44 @@ def oracle() -> tuple[dict[str, Tensor], Field]:
     )
     device = torch.get_default_device()
     return {key: value.to(device) for key, value in item.items()}, field.to(device)
+
+
+def assert_close_outside_thresholds(actual: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
+    """Equal but for the few values where rounding moves a sample across a threshold."""
+    assert actual.shape == expected.shape
+    assert actual.dtype == expected.dtype
+    assert torch.equal(actual.isfinite(), expected.isfinite())
+    different = int(((actual - expected).abs() > tolerance).sum())
+    assert different <= max(2, actual.numel() // 1000), f"{different} of {actual.numel()} values differ"
+
+
+def uniform(cells: list[list[int]] | Tensor, depth: int, sums: float, **options: Any) -> Field:
+    """All factors 1, so that every sample of every leaf has the density softplus(sums)."""
+    field = field_of(torch.as_tensor(cells), depth, **{"width": 3, "height": 2, "rank": 2, "entries": 4} | options)
+    return field._replace(trivec=torch.ones_like(field.trivec), density=torch.full_like(field.density, sums / 2))
+
+
+def facing(field: Field, distance: float) -> Field:
+    """Seen along z from `distance` before the origin, through a lens so long that rays are parallel."""
+    extrinsics = torch.eye(4, dtype=field.trivec.dtype)[None].clone()
+    extrinsics[0, 2, 3] = distance
+    intrinsics = torch.tensor([[[1e9, 0, 0.5], [0, 1e9, 0.5], [0, 0, 1]]], dtype=field.trivec.dtype)
+    return field._replace(extrinsics=extrinsics, intrinsics=intrinsics)
+
+
+def whole_grid(depth: int) -> Tensor:
+    return torch.cartesian_prod(*[torch.arange(2**depth)] * 3).reshape(-1, 3)
+
+
+def operands_with_gradient(field: Field) -> tuple[list[Any], list[Tensor]]:
+    operands = list(field.operands())
+    places = (1, 2, 3, 6)
+    for i in places:
+        operands[i] = operands[i].detach().clone().requires_grad_()
+    return operands, [operands[i] for i in places]
+
+
+def loss(outputs: tuple[Tensor, ...]) -> Tensor:
+    generator = torch.Generator().manual_seed(5)
+    weights = [torch.randn(x.shape, generator=generator, device="cpu").to(x) for x in outputs[:3]]
+    return sum(((x * w).sum() for x, w in zip(outputs[:3], weights, strict=True)), torch.zeros(()))

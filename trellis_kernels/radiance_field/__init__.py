@@ -17,7 +17,8 @@ __all__ = ["RadianceFieldImages", "render_radiance_field", "render_voxels"]
 
 MAX_EXTENT = 16384  # pixels per side
 MAX_DEPTH = 10
-_KERNELS = {"cpu": "trellis_kernels.radiance_field.cpu"}
+MAX_ENTRIES = 1024
+_KERNELS = {"cpu": "trellis_kernels.radiance_field.cpu", "cuda": "trellis_kernels.radiance_field.cuda"}
 
 
 class RadianceFieldImages(NamedTuple):
@@ -72,7 +73,7 @@ def render_radiance_field(
     Args:
         positions: ``[N, 3]`` float. Leaf centers in the unit cube of `aabb`, in [0, 1). (Corners ``coords / 2^depth``
             mean the same leaves as centers ``(coords + 0.5) / 2^depth``.)
-        trivec: ``[N, R, 3, D]`` float. Factors along x, y and z; D at least 2. Its dtype is that of every other float
+        trivec: ``[N, R, 3, D]`` float. Factors along x, y and z; D from 2 to 1024. Its dtype is that of every other
             argument but `positions`.
         density: ``[N, R]``. Raw.
         features: ``[N, R, 3]``. Raw, of red, green and blue.
@@ -110,8 +111,8 @@ def render_radiance_field(
         background=(background, "V 3" if background.ndim == 2 else "3", dtype),
     )
     views, rank = extrinsics.shape[0], trivec.shape[1]
-    if trivec.shape[3] < 2:
-        raise ValueError(f"trivec must be [N, R, 3, D] with D at least 2; got {list(trivec.shape)}")
+    if not 2 <= trivec.shape[3] <= MAX_ENTRIES:
+        raise ValueError(f"trivec must be [N, R, 3, D] with D in 2..{MAX_ENTRIES}; got {list(trivec.shape)}")
     if jitter is not None:
         expect(trivec=(trivec, "N R 3 D"), jitter=(jitter, f"{views} {height} {width}", dtype))
     if used_rank is not None and not 1 <= used_rank <= rank:
@@ -209,7 +210,7 @@ _render = Operator(
     reference.render_radiance_field,
     _KERNELS,
 )
-# `crossings`: how many leaves each ray takes samples from, which is how much a backward has to note.
+# `crossings`: how many runs of at most 32 samples, each of one leaf, a ray takes: what a backward has to note.
 _gradient = Operator(
     "render_radiance_field_gradient(Tensor colors_gradient, Tensor depths_gradient, Tensor transmittances_gradient, "
     "Tensor positions, Tensor trivec, Tensor density, Tensor features, Tensor extrinsics, Tensor intrinsics, "

@@ -154,6 +154,7 @@ class _Samples(NamedTuple):
     view: Tensor  # [P]
     ray: Tensor  # [S], from 0
     slot: Tensor  # [S]: which one along the ray
+    within: Tensor  # [S]: which one in its leaf
     leaf: Tensor  # [S]: row of the field
     distances: Tensor  # [S]
     depths: Tensor  # [S]: of the camera
@@ -220,10 +221,9 @@ def _first(samples: _Samples, reached: Tensor) -> Tensor:
 
 
 def _crossings(samples: _Samples, live: Tensor) -> Tensor:
-    """How many leaves each ray takes samples from."""
-    fresh = torch.ones_like(live)
-    fresh[1:] = (samples.leaf[1:] != samples.leaf[:-1]) | (samples.ray[1:] != samples.ray[:-1])
-    return torch.zeros_like(samples.view).index_add(0, samples.ray, (fresh & live).long()).int()
+    """How many runs of at most 32 samples, each of one leaf, a ray takes."""
+    fresh = live & (samples.within % 32 == 0)
+    return torch.zeros_like(samples.view).index_add(0, samples.ray, fresh.long()).int()
 
 
 def _samples(
@@ -269,6 +269,7 @@ def _samples(
             view=torch.full((len(near),), view, device=ray.device),
             ray=ray,
             slot=slot,
+            within=within,
             leaf=leaves[column],
             distances=distances,
             depths=distances * rays.cosines[ray],
