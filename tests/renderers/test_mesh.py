@@ -170,6 +170,34 @@ def test_gradients_reach_everything() -> None:
         assert gradient.abs().sum() > 0
 
 
+def test_pictures_and_gradients_do_not_depend_on_the_number_of_threads() -> None:
+    cameras = Cameras.orbit([0.3, 1.0, 2.0], 0.2)
+    shape = torus(96, 48)
+    image = torch.rand(16, 16, 3)
+    uv = torch.rand(len(shape.vertices), 2)
+
+    def results() -> list[Tensor]:
+        assert shape.colors is not None
+        leaves = [x.clone().requires_grad_() for x in (shape.vertices, shape.colors, image, uv)]
+        vertices, colors, texels, at = leaves
+        images = [*render_mesh(Mesh(vertices, shape.faces, colors, uv.new_zeros(len(uv), 3)), cameras, 48, 0.3)]
+        images += [render_mesh(Mesh(vertices, shape.faces), cameras, 48, texture=Texture(texels, at)).colors]
+        made = [x for x in images if x is not None]
+        return [*made, *torch.autograd.grad(sum((x.square().sum() for x in made), torch.zeros(())), leaves)]
+
+    torch.use_deterministic_algorithms(False)  # not even then
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        expected = results()
+        for count in (2, 5):
+            torch.set_num_threads(count)
+            for one, other in zip(results(), expected, strict=True):
+                assert torch.equal(one, other)
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_says_what_is_wrong() -> None:
     mesh = square()
     with pytest.raises(ValueError, match="resolution and ssaa must be at least 1; got 4 and 0"):

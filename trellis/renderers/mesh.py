@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding, normalize
 
 from trellis.renderers.camera import Cameras
 from trellis.renderers.canvas import Background, Canvas
@@ -116,8 +117,8 @@ def _draw(
     # What is not finite is never seen; it is taken out first, because zero gradients times NaN are NaN.
     finite = mesh.vertices.isfinite().all(-1, keepdim=True)
     mesh = dataclasses.replace(mesh, vertices=torch.where(finite, mesh.vertices, 0.0))
-    local = mesh.vertices @ cameras.extrinsics[:, :3, :3].transpose(1, 2) + cameras.extrinsics[:, None, :3, 3]
-    clip = torch.nn.functional.pad(local, (0, 1), value=1.0) @ cameras.projection.transpose(1, 2)
+    local = _transformed(mesh.vertices[None], cameras.extrinsics[:, :3])
+    clip = _transformed(local, cameras.projection)
     clip = clip.masked_fill(~finite, math.nan)
     seen = rasterize_mesh(clip, faces, canvas.samples, canvas.samples)
     covered = (seen.faces >= 0)[..., None]
@@ -141,6 +142,16 @@ def _draw(
     return [part[..., 0] if kind in ("mask", "depths") else part for kind, part in zip(kinds, parts, strict=True)]
 
 
+def _transformed(points: Tensor, matrices: Tensor) -> Tensor:
+    """``[v, V, R]`` of points ``[v or 1, V, 3]`` by matrices ``[v, R, 4]``.
+
+    Term by term: the rounding of a matrix product depends on the number of threads.
+    """
+    x, y, z = (points[..., axis, None] for axis in range(3))
+    a, b, c, d = (matrices[:, None, :, column] for column in range(4))
+    return a * x + b * y + c * z + d
+
+
 def _colors(mesh: Mesh, faces: Tensor, texture: Texture | None, seen: Rasterization) -> Tensor:
     if texture is None:
         assert mesh.colors is not None
@@ -156,10 +167,11 @@ def _colors(mesh: Mesh, faces: Tensor, texture: Texture | None, seen: Rasterizat
 def _face_values(values: Tensor, seen: Rasterization) -> Tensor:
     """``[F, C]`` values of the triangles at the pixels, zero where there is none."""
     corners = torch.arange(3 * len(values), dtype=torch.int32, device=values.device).view(-1, 3)
-    return interpolate(values.repeat_interleave(3, 0)[None], corners, seen)
+    return interpolate(values[:, None].expand(-1, 3, -1).flatten(0, 1)[None], corners, seen)
 
 
 def _face_normals(mesh: Mesh) -> Tensor:
     """``[F, 3]`` unit normals; zero for triangles without area, which are never seen."""
-    a, b, c = (mesh.vertices[corner] for corner in mesh.faces.unbind(1))
-    return torch.nn.functional.normalize(torch.linalg.cross(b - a, c - a), dim=-1, eps=1e-30)
+    # Its backward adds up in a fixed order, unlike that of indexing.
+    a, b, c = embedding(mesh.faces, mesh.vertices).unbind(1)
+    return normalize(torch.linalg.cross(b - a, c - a), dim=-1, eps=1e-30)
