@@ -88,6 +88,19 @@ def test_turn_as_a_gif(folder: Path, tmp_path: Path) -> None:
         assert (picture.n_frames, picture.size, picture.info["duration"]) == (4, (24, 24), 100)
 
 
+def test_fits_meshes_of_any_size_into_the_picture(folder: Path, tmp_path: Path, caplog: Any) -> None:
+    small, large = box((0.5, 1.0, 0.25)), box((100.0, 200.0, 50.0), (900.0, -30.0, 5.0))
+    small.save(tmp_path / "small.ply")
+    large.save(tmp_path / "large.ply")
+    for name, options in (("small", []), ("large", ["--fit"]), ("large", [])):
+        out = tmp_path / f"{name}{len(options)}.png"
+        assert render(tmp_path / f"{name}.ply", "-o", out, *options).exit_code == 0
+    assert np.array_equal(opened(tmp_path / "small0.png"), opened(tmp_path / "large1.png"))
+    assert not opened(tmp_path / "large0.png").any()
+    (record,) = caplog.records
+    assert "large.ply reaches out of the picture, from [850.0, -130.0, -20.0] to [950.0" in record.message
+
+
 @pytest.mark.parametrize("what", ["normal", "depth", "alpha"])
 def test_shows_more_than_colors(folder: Path, tmp_path: Path, what: str) -> None:
     result = render(folder / "mesh.glb", "-o", tmp_path / "x.png", "--what", what)

@@ -87,6 +87,9 @@ def render(
     ] = None,
     background: Annotated[str, typer.Option(help="black, white, #rrggbb; random: black or white per view.")] = "black",
     what: Annotated[str, typer.Option(help="color, normal (meshes), depth or alpha.")] = "color",
+    fit: Annotated[
+        bool, typer.Option("--fit", help="Move and scale meshes of other programs into the picture.")
+    ] = False,
     fps: Annotated[int, typer.Option(help="Frames per second, for .mp4 and .gif.")] = 30,
     seed: Annotated[int, typer.Option(help="Of the random background.")] = 42,
     device: Annotated[
@@ -107,6 +110,7 @@ def render(
         ssaa=ssaa,
         background=background,
         what=what,
+        fit=fit,
         fps=fps,
         seed=seed,
         device=device,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -22,7 +24,9 @@ if TYPE_CHECKING:
 SUFFIXES = (".mp4", ".gif", ".png")
 _COLUMNS = 4  # views beside each other on the sheet of one asset: at most this many
 _MOST = 100_000  # frames or views
+_REACH = 0.75  # beyond this a turn does not show an object: it is made for [-0.5, 0.5]
 _LARGEST = 8192  # pixels per side, samples included: the largest that the kernels are tested with
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Request:
     ssaa: int | None
     background: str
     what: str
+    fit: bool
     fps: int
     seed: int
     device: str
@@ -80,7 +85,7 @@ def run(request: Request) -> int:
         for path, file in _files(request.assets):
             current = str(path)
             with console.status(f"reading {escape(file.name)}"):
-                shown.append(_moved(_read(file), device))
+                shown.append(_moved(_placed(_read(file), file, request.fit), device))
         current = str(request.output)
         with _rendered(request, shown, background, console) as rows:
             _write(request, rows, len(shown))
@@ -103,6 +108,22 @@ def _read(file: Path) -> Shown:
     from trellis.representations.reading import read_representation
 
     return read_representation(file)
+
+
+def _placed(shown: Shown, file: Path, fit: bool) -> Shown:
+    """A mesh of another program may lie anywhere and be of any size."""
+    from trellis.representations.mesh_reading import ReadMesh
+
+    if not isinstance(shown, ReadMesh):
+        return shown
+    low, high = shown.mesh.vertices.aminmax(dim=0)
+    if fit:
+        side = float((high - low).max()) or 1.0
+        vertices = (shown.mesh.vertices - (low + high) / 2) / side
+        return shown._replace(mesh=dataclasses.replace(shown.mesh, vertices=vertices))
+    if max(-float(low.min()), float(high.max())) > _REACH:
+        logger.warning("%s reaches out of the picture, from %s to %s: see --fit", file, low.tolist(), high.tolist())
+    return shown
 
 
 def _moved(shown: Any, device: str) -> Shown:
