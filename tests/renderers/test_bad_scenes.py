@@ -70,6 +70,11 @@ def test_broken_vertices_spoil_neither_pictures_nor_gradients() -> None:
     vertices.requires_grad_()
     mesh = Mesh(vertices, MESH.faces, MESH.colors, MESH.normals)
     _finite(lambda: render_mesh(mesh, cameras, 24, ssaa=2), [vertices, extrinsics])
+    sound = (MESH.faces != 3).all(1) & (MESH.faces != 7).all(1)
+    without = Mesh(vertices, MESH.faces[sound])
+    assert torch.equal(
+        render_mesh(mesh, cameras, 24, returns=["depths"]).depths, render_mesh(without, cameras, 24).depths
+    )
 
 
 def test_broken_voxels_and_gaussians_are_left_out() -> None:

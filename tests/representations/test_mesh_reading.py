@@ -103,6 +103,15 @@ def test_face_colors_and_material_colors(tmp_path: Path) -> None:
     torch.testing.assert_close(colors[0], torch.tensor([1, 0.502, 0]), rtol=0, atol=3e-3)  # linear 55/255
 
 
+def test_vertex_colors_of_a_glb_are_linear_with_and_without_a_material(tmp_path: Path) -> None:
+    shape = trimesh.creation.box()
+    shape.visual = trimesh.visual.ColorVisuals(shape, vertex_colors=np.full((8, 4), 128, np.uint8))
+    shape.export(tmp_path / "x.glb")
+    colors = read_mesh(tmp_path / "x.glb").mesh.colors
+    assert colors is not None
+    torch.testing.assert_close(colors, torch.full((8, 3), 0.7366), rtol=0, atol=3e-3)
+
+
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
