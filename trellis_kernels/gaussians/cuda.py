@@ -157,7 +157,7 @@ def rasterize_gaussians_backward(
         inputs = (means, quats, scales, opacities, colors, extrinsics, intrinsics, background)
         scene = _scene(inputs, width, height, kernel_size)
         pixels = [_wide(x) for x in (colors_gradient, depths_gradient, transmittances_gradient, out_transmittances)]
-        of_gaussians = [torch.zeros_like(x) for x in scene.gaussians]
+        of_gaussians = [torch.empty_like(x) if views else torch.zeros_like(x) for x in scene.gaussians]
         of_colors = pixels[0].new_zeros(views, count, colors.shape[-1])
         of_cameras = pixels[0].new_zeros(views, _CAMERA)
         groups: Iterator[tuple[slice, _State, _Group | None]]
@@ -166,7 +166,7 @@ def rasterize_gaussians_backward(
         else:
             groups = _again(native, scene, stream)
         for cameras, seen, group in groups:
-            moments = torch.zeros_like(seen.splats)
+            moments = torch.empty_like(seen.splats)  # written, and read, where a Gaussian is drawn
             chosen = [x[cameras] for x in (*pixels, last)]
             _blend_gradient(native, scene, cameras, seen, group, chosen, moments, of_colors[cameras], stream)
             sums = moments.new_empty(-(-count // 32), len(seen.counts), _CAMERA)
