@@ -19,11 +19,27 @@
 #include "mesh_raster.h"
 #include "radiance_field.h"
 #include "serialization.h"
+#include "silhouettes.h"
 #include "ssim.h"
 #include "tensor_caster.h"
+#include "texture.h"
 #include "voxel_hash.h"
 
 namespace py = pybind11;
+
+template <class T>
+static void bind_textures(py::module_& m) {
+  m.def("antialias", &trellis::cuda::antialias<T>);
+  m.def("antialias_images_gradient", &trellis::cuda::antialias_images_gradient<T>);
+  m.def("antialias_edges_gradient", &trellis::cuda::antialias_edges_gradient<T>);
+  m.def("antialias_positions_gradient", &trellis::cuda::antialias_positions_gradient<T>);
+  m.def("interpolate_derivatives", &trellis::cuda::interpolate_derivatives<T>);
+  m.def("sample_texture", &trellis::cuda::sample_texture<T>);
+  m.def("sample_texture_uv_gradient", &trellis::cuda::sample_texture_uv_gradient<T>);
+  m.def("sum_texture", &trellis::cuda::sum_texture<T>);
+  m.def("texture_keys", &trellis::cuda::texture_keys<T>);
+  m.def("texture_runs", &trellis::cuda::texture_runs<T>);
+}
 
 PYBIND11_MODULE(TRELLIS_MODULE, m) {
   // The GPU generations there is machine code for; the newest is there as PTX, too.
@@ -70,6 +86,11 @@ PYBIND11_MODULE(TRELLIS_MODULE, m) {
   m.def("interpolate_gradient_of_faces", &trellis::cuda::interpolate_gradient_of_faces<double>);
   m.def("add_corners_to_vertices", &trellis::cuda::add_corners_to_vertices<float>);
   m.def("add_corners_to_vertices", &trellis::cuda::add_corners_to_vertices<double>);
+  bind_textures<float>(m);
+  bind_textures<double>(m);
+  m.def("texture_places", &trellis::cuda::texture_places);
+  m.attr("texture_chunk") = trellis::cuda::kTextureChunk;
+
   // radiance_field
   m.def("pack_field", &trellis::cuda::pack_field);
   m.def("march_field", &trellis::cuda::march_field);

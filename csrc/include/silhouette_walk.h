@@ -40,11 +40,15 @@ TRELLIS_EVERYWHERE Crossing walk_to_silhouette(int32_t face, const Ray& start, c
   for (int step = 0; step < kMaxSteps; ++step) {
     const int32_t* const vertices = faces + int64_t{3} * face;
     Ray corner[3], normal[3];
+    TRELLIS_UNROLL
     for (int i = 0; i < 3; ++i) corner[i] = clip_point(positions, vertices[i]);
+    TRELLIS_UNROLL
     for (int i = 0; i < 3; ++i) normal[i] = crossed(corner[(i + 1) % 3], corner[(i + 2) % 3]);
     const double turn = product(corner[0], normal[0]) < 0 ? -1.0 : 1.0;  // seen from behind
     int exit = -1;
     double nearest = 0;
+    Ray plane{0, 0, 0};  // of the exit
+    TRELLIS_UNROLL
     for (int i = 0; i < 3; ++i) {
       const double there = turn * product(normal[i], end);
       if (i == entered || !(there < 0)) continue;
@@ -53,6 +57,7 @@ TRELLIS_EVERYWHERE Crossing walk_to_silhouette(int32_t face, const Ray& start, c
       if (exit < 0 || at < nearest) {
         exit = i;
         nearest = at;
+        plane = normal[i];
       }
     }
     if (exit < 0) return {-1, 0, {}};  // this triangle reaches as far as the end
@@ -63,12 +68,12 @@ TRELLIS_EVERYWHERE Crossing walk_to_silhouette(int32_t face, const Ray& start, c
       const int32_t* const theirs = faces + int64_t{3} * beyond;
       entered = 0;  // the corner that is not on our edge
       while (entered < 2 && (theirs[entered] == j || theirs[entered] == k)) ++entered;
-      if (turn * product(normal[exit], clip_point(positions, theirs[entered])) < 0) {  // it goes on behind the edge
+      if (turn * product(plane, clip_point(positions, theirs[entered])) < 0) {  // it goes on behind the edge
         face = beyond;
         continue;
       }
     }
-    return {3 * face + exit, part, normal[exit]};
+    return {3 * face + exit, part, plane};
   }
   return {-1, 0, {}};
 }
@@ -100,10 +105,11 @@ TRELLIS_EVERYWHERE Exchange<T> exchange_between(const Scene<T>& scene, int64_t r
   const int32_t a = scene.ids[first], b = scene.ids[second];
   if (a == b || (a < 0 && b < 0)) return {T(0), -1};
   const bool from_second = a < 0 || (b >= 0 && scene.depths[second] < scene.depths[first]);
-  const Ray one = center_of(row, column, scene.height, scene.width);
-  const Ray other = center_of(row + axis, column + 1 - axis, scene.height, scene.width);
-  const Crossing found = walk_to_silhouette(from_second ? b : a, from_second ? other : one, from_second ? one : other,
-                                            scene.positions, scene.faces, scene.neighbors);
+  const int right = axis == 0 ? 1 : 0, from = from_second ? 1 : 0;
+  const Ray start = center_of(row + from * axis, column + from * right, scene.height, scene.width);
+  const Ray end = center_of(row + (1 - from) * axis, column + (1 - from) * right, scene.height, scene.width);
+  const Crossing found =
+      walk_to_silhouette(from_second ? b : a, start, end, scene.positions, scene.faces, scene.neighbors);
   if (found.edge < 0 || !faces_axis(found.normal, axis, scene.height, scene.width)) return {T(0), -1};
   return {T(from_second ? found.part - 0.5 : 0.5 - found.part), found.edge};
 }

@@ -60,11 +60,6 @@ TRELLIS_EVERYWHERE Takers takers_of(int i, int size) {
   return {k - 1, 2, {k * unit, (half - k) * unit}};
 }
 
-template <class T>
-TRELLIS_EVERYWHERE bool is_finite(T x) {
-  return x - x == 0;
-}
-
 // The level of a pixel, in [0, last], from du/dx, du/dy, dv/dx, dv/dy.
 template <class T>
 TRELLIS_EVERYWHERE T level_of(const T* derivatives, int height, int width, int last, bool nearest) {

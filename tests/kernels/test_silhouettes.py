@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.support.backends import CUDA_BACKENDS
 from trellis_kernels import Rasterization, antialias, face_neighbors, rasterize_mesh, use_reference
 
 OPS = torch.ops.trellis_kernels
@@ -93,6 +94,17 @@ def test_kernels_agree_with_references(dtype: torch.dtype, views: int, faces: in
     assert_agrees(views, faces, size, dtype)
 
 
+@CUDA_BACKENDS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("views", "faces", "size"), [(2, 40, (33, 18)), (1, 120, (25, 31)), (3, 0, (4, 5)), (1, 3, (1, 9))]
+)
+def test_gpu_kernels_agree_with_references(
+    backend: str, dtype: torch.dtype, views: int, faces: int, size: tuple[int, int]
+) -> None:
+    assert_agrees(views, faces, size, dtype)
+
+
 @pytest.mark.parametrize("split", [1, 7, 24])
 def test_straight_edges_have_exact_coverage(split: int) -> None:
     """Also where the triangles are smaller than a pixel."""
@@ -110,7 +122,8 @@ def test_straight_edges_have_exact_coverage(split: int) -> None:
     assert (shown - exact)[corner].abs().max() < 0.5
 
 
-def test_neighbors_share_an_edge() -> None:
+@CUDA_BACKENDS
+def test_neighbors_share_an_edge(backend: str) -> None:
     faces = torch.tensor([[0, 1, 2], [1, 3, 2], [3, 1, 4], [5, 3, 1], [6, 7, 8], [8, 7, 6]], dtype=torch.int32)
     # 1-3 has three triangles; 4 and 5 are two sides of one.
     expected = [[1, -1, -1], [-1, 0, -1], [-1, -1, -1], [-1, -1, -1], [5, 5, 5], [5, 5, 5]]

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.support.backends import CUDA_BACKENDS
 from trellis_kernels import interpolate, interpolate_derivatives, rasterize_mesh, sample_texture, use_reference
 from trellis_kernels.mesh_raster import reference_texture
 from trellis_kernels.mesh_raster.reference_texture import mip_sizes
@@ -77,9 +78,32 @@ def test_kernels_agree_with_references(wrap: str, filter: str, mips: bool, dtype
         assert_agrees(shape, dtype, wrap, filter, mips)
 
 
+@CUDA_BACKENDS
+@WRAPS
+@pytest.mark.parametrize("mips", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gpu_kernels_agree_with_references(backend: str, wrap: str, mips: bool, dtype: torch.dtype) -> None:
+    for shape, filter in zip(SHAPES, ["linear", "nearest", "linear", "linear", "nearest", "linear"], strict=True):
+        assert_agrees(shape, dtype, wrap, filter, mips)
+
+
+@CUDA_BACKENDS
+@pytest.mark.parametrize("mips", [False, True])
+def test_many_pixels_may_share_a_texel(backend: str, mips: bool) -> None:
+    """More of them than are summed in one go, twice in the same place and some around."""
+    texture, uv = torch.rand(1, 5, 4, 3), torch.full((1, 30, 24, 2), 0.37)
+    uv[0, 13:15] = torch.rand(2, 24, 2)
+    gradient, derivatives = torch.randn(1, 30, 24, 3), torch.full((1, 30, 24, 4), 0.3) if mips else None
+    actual = OPS.sample_texture_gradient(gradient, texture, uv, derivatives, "repeat", "linear")
+    with use_reference():
+        expected = OPS.sample_texture_gradient(gradient, texture, uv, derivatives, "repeat", "linear")
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4)
+
+
+@CUDA_BACKENDS
 @WRAPS
 @FILTERS
-def test_texel_centers_show_the_texture(wrap: str, filter: str) -> None:
+def test_texel_centers_show_the_texture(backend: str, wrap: str, filter: str) -> None:
     texture = torch.rand(1, 5, 8, 3)
     torch.testing.assert_close(sample_texture(texture, centers(5, 8), None, wrap, filter), texture)
     still = steps(centers(5, 8), 1e-3, 1e-3)
@@ -94,7 +118,8 @@ def test_a_constant_stays_one_at_every_level() -> None:
     assert mip_sizes(7, 12) == [(7, 12), (3, 6), (1, 3), (1, 1)]
 
 
-def test_a_level_is_the_mean_of_what_it_covers() -> None:
+@CUDA_BACKENDS
+def test_a_level_is_the_mean_of_what_it_covers(backend: str) -> None:
     texture = torch.rand(1, 16, 32, 3)
     means = texture.view(1, 4, 4, 8, 4, 3).mean((2, 4))
     uv = centers(4, 8)

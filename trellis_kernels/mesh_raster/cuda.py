@@ -13,6 +13,29 @@ import torch
 from torch import Tensor
 
 from trellis_kernels import cuda_device
+from trellis_kernels.mesh_raster.cuda_texture import (
+    antialias,
+    antialias_gradient,
+    face_neighbors,
+    interpolate_derivatives,
+    sample_texture,
+    sample_texture_gradient,
+    sample_texture_uv_gradient,
+)
+
+__all__ = [
+    "antialias",
+    "antialias_gradient",
+    "face_neighbors",
+    "interpolate",
+    "interpolate_derivatives",
+    "interpolate_gradient",
+    "rasterize_mesh",
+    "rasterize_mesh_gradient",
+    "sample_texture",
+    "sample_texture_gradient",
+    "sample_texture_uv_gradient",
+]
 
 SMALL_BOX = 256  # kSmallBox of csrc/cuda/mesh_raster.h
 CHUNKS, CHUNK = 4, 128  # per block, and items in each: csrc/cuda/ordered_sums.cuh

@@ -12,7 +12,7 @@ from trellis_kernels.mesh_raster.rasterization import Rasterization
 from trellis_kernels.operator import Operator
 from trellis_kernels.shapes import expect
 
-_KERNELS = {"cpu": "trellis_kernels.mesh_raster.cpu"}
+_KERNELS = {"cpu": "trellis_kernels.mesh_raster.cpu", "cuda": "trellis_kernels.mesh_raster.cuda"}
 
 
 def face_neighbors(faces: Tensor) -> Tensor:

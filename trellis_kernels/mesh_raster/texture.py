@@ -14,7 +14,7 @@ from trellis_kernels.shapes import expect
 
 MAX_EXTENT = 16384  # texels per side
 WRAPS, FILTERS = ("repeat", "clamp", "zero"), ("linear", "nearest")
-_KERNELS = {"cpu": "trellis_kernels.mesh_raster.cpu"}
+_KERNELS = {"cpu": "trellis_kernels.mesh_raster.cpu", "cuda": "trellis_kernels.mesh_raster.cuda"}
 
 
 def interpolate_derivatives(attributes: Tensor, faces: Tensor, rasterization: Rasterization) -> Tensor:
