@@ -57,41 +57,57 @@ struct Image {
   const T* level(int i) const { return i == 0 ? texture : mips + pyramid.start[i] * channels; }
 };
 
-// The four texels around a pixel on one level. Those that are not there have no weight and point to some other.
+// The four texels around a pixel on one level: upper left, upper right, lower left, lower right. Those that are not
+// there point to some other.
 template <class T>
 struct Corners {
-  const T* at[4];  // upper left, upper right, lower left, lower right
-  T x, y;          // weights of the right and of the lower ones
-  bool left, right, upper, lower;
+  const T* at[4];
+  T x, y;  // weights of the right and of the lower ones
+  bool whole;
+  bool there[4];  // unless `whole`
 
-  bool found(const Image<T>& image, int level, const T* uv, Wrap wrap, bool nearest) {
+  [[gnu::always_inline]] bool found(const Image<T>& image, int level, const T* uv, Wrap wrap, bool nearest) {
     const int width = image.pyramid.width[level], height = image.pyramid.height[level];
     const Along<T> columns = along(uv[0], width, wrap, nearest), rows = along(uv[1], height, wrap, nearest);
-    if (columns.first == Along<T>::kNowhere || rows.first == Along<T>::kNowhere) return false;
     x = columns.weight;
     y = rows.weight;
-    const int j0 = wrapped(columns.first, width, wrap), j1 = wrapped(columns.first + 1, width, wrap);
-    const int i0 = wrapped(rows.first, height, wrap), i1 = wrapped(rows.first + 1, height, wrap);
-    left = j0 >= 0;
-    right = j1 >= 0;
-    upper = i0 >= 0;
-    lower = i1 >= 0;
-    const T* const texels = image.level(level);
-    const int64_t top = int64_t{upper ? i0 : i1} * width, bottom = int64_t{lower ? i1 : i0} * width;
-    const int64_t first = left ? j0 : j1, second = right ? j1 : j0;
-    at[0] = texels + (top + first) * image.channels;
-    at[1] = texels + (top + second) * image.channels;
-    at[2] = texels + (bottom + first) * image.channels;
-    at[3] = texels + (bottom + second) * image.channels;
+    const int64_t line = width * image.channels;
+    whole = static_cast<unsigned>(columns.first) < static_cast<unsigned>(width - 1) &&
+            static_cast<unsigned>(rows.first) < static_cast<unsigned>(height - 1);
+    if (whole) [[likely]] {
+      at[0] = image.level(level) + rows.first * line + columns.first * image.channels;
+      at[1] = at[0] + image.channels;
+      at[2] = at[0] + line;
+      at[3] = at[2] + image.channels;
+      return true;
+    }
+    if (columns.first == Along<T>::kNowhere || rows.first == Along<T>::kNowhere) return false;
+    at_the_border(image, level, rows.first, columns.first, wrap);
     return true;
+  }
+
+  T weight(int corner) const {
+    const T all = (corner % 2 ? x : 1 - x) * (corner / 2 ? y : 1 - y);
+    return whole || there[corner] ? all : T(0);
+  }
+
+ private:
+  [[gnu::noinline]] void at_the_border(const Image<T>& image, int level, int row, int column, Wrap wrap) {
+    const int width = image.pyramid.width[level], height = image.pyramid.height[level];
+    for (int corner = 0; corner < 4; ++corner) {
+      const int i = wrapped(row + corner / 2, height, wrap), j = wrapped(column + corner % 2, width, wrap);
+      there[corner] = i >= 0 && j >= 0;
+      at[corner] = image.level(level) + (there[corner] ? (int64_t{i} * width + j) * image.channels : 0);
+    }
   }
 };
 
 // visit(level, share) for the one or two levels of a pixel.
 template <class T, class Visit>
-void for_levels(const Pixels<T>& pixels, const Pyramid& pyramid, int64_t pixel, const Visit& visit) {
+[[gnu::always_inline]] inline void for_levels(const Pixels<T>& pixels, const Pyramid& pyramid, int64_t pixel,
+                                              const Visit& visit) {
   const T* const uv = pixels.uv.data + 2 * pixel;
-  if (!is_finite(uv[0] + uv[1]) && !(is_finite(uv[0]) && is_finite(uv[1]))) return;
+  if (!is_finite(uv[0]) || !is_finite(uv[1])) return;
   if (pyramid.count == 1) return visit(0, T(1));
   const T level = level_of(pixels.derivatives.data + 4 * pixel, pyramid.height[0], pyramid.width[0], pyramid.count - 1,
                            pixels.nearest);
@@ -110,13 +126,11 @@ void look_up(const Image<T>& image, const Pixels<T>& pixels, int64_t begin, int6
     T* const to = kChannels ? known : out + pixel * channels;
     if (!kChannels)
       for (int64_t c = 0; c < channels; ++c) to[c] = T(0);
-    for_levels(pixels, image.pyramid, pixel, [&](int level, T share) {
+    for_levels(pixels, image.pyramid, pixel, [&](int level, T share) __attribute__((always_inline)) {
       Corners<T> corners;
       if (!corners.found(image, level, pixels.uv.data + 2 * pixel, pixels.wrap, pixels.nearest)) return;
-      const T left = corners.left ? 1 - corners.x : T(0), right = corners.right ? corners.x : T(0);
-      const T upper = share * (corners.upper ? 1 - corners.y : T(0)),
-              lower = share * (corners.lower ? corners.y : T(0));
-      const T a = left * upper, b = right * upper, c = left * lower, d = right * lower;
+      const T a = share * corners.weight(0), b = share * corners.weight(1);
+      const T c = share * corners.weight(2), d = share * corners.weight(3);
       for (int64_t k = 0; k < channels; ++k)
         to[k] += a * corners.at[0][k] + b * corners.at[1][k] + c * corners.at[2][k] + d * corners.at[3][k];
     });
@@ -189,17 +203,16 @@ void sample_texture_uv_gradient(TensorView<const T, 4> out_gradient, TensorView<
     for (int64_t pixel = begin; pixel < end; ++pixel) {
       const T* const gradient = out_gradient.data + pixel * channels;
       T by_u = 0, by_v = 0;
-      for_levels(pixels, pyramid, pixel, [&](int level, T share) {
+      for_levels(pixels, pyramid, pixel, [&](int level, T share) __attribute__((always_inline)) {
         Corners<T> corners;
         if (pixels.nearest || !corners.found(image, level, pixels.uv.data + 2 * pixel, pixels.wrap, pixels.nearest))
           return;
-        const T left = corners.left ? T(1) : T(0), right = corners.right ? T(1) : T(0);
-        const T upper = corners.upper ? T(1) : T(0), lower = corners.lower ? T(1) : T(0);
-        T sums[4] = {};  // of each corner
+        T sums[4] = {};
         for (int64_t k = 0; k < channels; ++k)
           for (int corner = 0; corner < 4; ++corner) sums[corner] += gradient[k] * corners.at[corner][k];
-        const T a = left * upper * sums[0], b = right * upper * sums[1];
-        const T c = left * lower * sums[2], d = right * lower * sums[3];
+        for (int corner = 0; corner < 4; ++corner)
+          if (!corners.whole && !corners.there[corner]) sums[corner] = T(0);
+        const auto [a, b, c, d] = sums;
         by_u += share * pyramid.width[level] * ((1 - corners.y) * (b - a) + corners.y * (d - c));
         by_v += share * pyramid.height[level] * ((1 - corners.x) * (c - a) + corners.x * (d - b));
       });

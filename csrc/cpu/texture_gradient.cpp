@@ -111,13 +111,23 @@ class Scatter {
     return rows.first == Along<T>::kNowhere ? -1 : static_cast<int32_t>(first_list_[level] + rows.first + 1);
   }
 
-  // Adds list `index` to the texel row above it and to the one below it, where given.
   void add(int level, int64_t index, double* above, double* below) const {
+    channels_ == 3 ? add_list<3>(level, index, above, below) : add_list<0>(level, index, above, below);
+  }
+
+  // Adds list `index` to the texel row above it and to the one below it, where given. kChannels: how many, if known
+  // when compiling, or 0.
+  template <int kChannels>
+  void add_list(int level, int64_t index, double* above, double* below) const {
+    const int64_t channels = kChannels ? kChannels : channels_;
     const int width = pyramid_.width[level], height = pyramid_.height[level];
     const int64_t list = first_list_[level] + index;
+    const auto accumulate = [channels](double weight, const T* by_color, double* to) {
+      for (int64_t c = 0; c < channels; ++c) to[c] += weight * double(by_color[c]);
+    };
     for (int64_t place = lists_->starts[list]; place < lists_->starts[list + 1]; ++place) {
       const int64_t entry = lists_->entries[place], pixel = slots_ == 2 ? entry >> 1 : entry;
-      const T *const uv = uv_ + 2 * pixel, *const by_color = gradient_ + pixel * channels_;
+      const T *const uv = uv_ + 2 * pixel, *const by_color = gradient_ + pixel * channels;
       const Along<T> columns = along(uv[0], width, wrap_, nearest_);
       if (columns.first == Along<T>::kNowhere) continue;
       const T y = along(uv[1], height, wrap_, nearest_).weight, share = levels_[pixel] - T(int(levels_[pixel]));
@@ -126,14 +136,10 @@ class Scatter {
         const int column = wrapped(columns.first + side, width, wrap_);
         if (column < 0) continue;
         const double across = weight * double(side ? columns.weight : 1 - columns.weight);
-        if (above) accumulate(across * double(1 - y), by_color, above + column * channels_);
-        if (below) accumulate(across * double(y), by_color, below + column * channels_);
+        if (above) accumulate(across * double(1 - y), by_color, above + column * channels);
+        if (below) accumulate(across * double(y), by_color, below + column * channels);
       }
     }
-  }
-
-  void accumulate(double weight, const T* by_color, double* to) const {
-    for (int64_t c = 0; c < channels_; ++c) to[c] += weight * double(by_color[c]);
   }
 
   void add_next(int level, int64_t i, const T* next, double* row, std::vector<double>& sums) const {
@@ -144,6 +150,15 @@ class Scatter {
     for (int tap = 0; tap < down.count; ++tap) {
       const T* const from = next + (down.first + tap) * length;
       for (int64_t k = 0; k < length; ++k) sums[k] += down.weight[tap] * double(from[k]);
+    }
+    if (width > 1 && width % 2 == 0) {
+      for (int64_t j = 0; j < width / 2; ++j)
+        for (int64_t c = 0; c < channels_; ++c) {
+          const double half = 0.5 * sums[j * channels_ + c];
+          row[2 * j * channels_ + c] += half;
+          row[(2 * j + 1) * channels_ + c] += half;
+        }
+      return;
     }
     for (int j = 0; j < width; ++j) {
       const Takers across = takers_of(j, width);

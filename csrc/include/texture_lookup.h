@@ -77,6 +77,17 @@ TRELLIS_EVERYWHERE T level_of(const T* derivatives, int height, int width, int l
   return level < T(last) ? level : T(last);
 }
 
+template <class T>
+TRELLIS_EVERYWHERE T rounded_down(T x) {
+#ifndef __CUDA_ARCH__
+  if (x > T(-1e9) && x < T(1e9)) {  // a call of the library where the instruction set has no rounding
+    const T whole = static_cast<T>(static_cast<int>(x));
+    return x < whole ? whole - 1 : whole;
+  }
+#endif
+  return std::floor(x);
+}
+
 // Two neighboring texels on a side, first and first + 1, and what the second one weighs; first is -1 to size - 1, or
 // kNowhere.
 template <class T>
@@ -88,7 +99,7 @@ struct Along {
 template <class T>
 TRELLIS_EVERYWHERE Along<T> along(T u, int size, Wrap wrap, bool nearest) {
   if (wrap == Wrap::repeat)
-    u -= std::floor(u);
+    u -= rounded_down(u);
   else if (wrap == Wrap::clamp)
     u = u < 0 ? T(0) : u > 1 ? T(1) : u;
   else
