@@ -94,10 +94,42 @@ _RADIANCE_FIELD: list[Mistake] = [
      "if (lane >= distance) product", "if (lane > distance) product", _FIELD),
 ]  # fmt: skip
 
+_TEXTURE = "tests/kernels/test_texture.py -k emulated and (agree or share)"
+_SILHOUETTES = "tests/kernels/test_silhouettes.py -k emulated and agree and 25"
+
+_TEXTURES: list[Mistake] = [
+    ("csrc/cuda/texture.cu", "off-by-one: the third texel of an odd side is left out of the next level",
+     "column < 3; ++column", "column < 2; ++column", _TEXTURE),
+    ("csrc/cuda/texture.cu", "wrong stride: every picture reads the first image's levels",
+     "mips + (image * lookup.pyramid.texels + lookup", "mips + (lookup", _TEXTURE),
+    ("csrc/cuda/texture.cu", "texels beyond the border count in the slopes",
+     "sums[corner] *= T(corners.there[corner]);", "sums[corner] *= T(1);", _TEXTURE),
+    ("csrc/cuda/texture_gradient.cu", "a chunk that begins in one place and ends in another counts as one of the first",
+     "if (key == nowhere || keys[begin + kTextureChunk - 1] != key) return;", "if (key == nowhere) return;",
+     "tests/kernels/test_texture.py -k emulated and share"),
+    ("csrc/cuda/texture_gradient.cu", "off-by-one: the last lookup of a run is left out",
+     "runs[keys[i]].y = static_cast<int>(i + 1)", "runs[keys[i]].y = static_cast<int>(i)", _TEXTURE),
+    ("csrc/cuda/texture_gradient.cu", "what wraps round from the last row is forgotten",
+     "number < 16; ++number", "number < 12; ++number", _TEXTURE),
+    ("csrc/cuda/texture_gradient.cu", "a level takes nothing of the second texel of the next one",
+     "row < 2; ++row)\n      for (int column = 0; column < 2", "row < 2; ++row)\n      for (int column = 0; column < 1",
+     _TEXTURE),
+    ("csrc/cuda/silhouettes.cu", "dropped lane: the last steps of an edge are not added up",
+     "int step = kLanes / 2;", "int step = kLanes / 4;", _SILHOUETTES),
+    ("csrc/cuda/silhouettes.cu", "off-by-one: an edge does not look at the pixel in front of its crossing",
+     "k = static_cast<int64_t>(crossing) - 1; k <=", "k = static_cast<int64_t>(crossing) + 1; k <=", _SILHOUETTES),
+    ("csrc/cuda/silhouettes.cu", "only pixels above and left give",
+     "if (row + 1 < height && shares[2 * pixel + 1] != 0)", "if (row + 2 < height && shares[2 * pixel + 1] != 0)",
+     _SILHOUETTES),
+    ("csrc/cuda/silhouettes.cu", "the two ends of an edge are taken for each other",
+     "(edge + 1) % 3 == own ? crossed(far", "(edge + 1) % 3 != own ? crossed(far", _SILHOUETTES),
+]  # fmt: skip
+
 MISTAKES: list[Mistake] = [
     *_GAUSSIANS,
     *_MESH_RASTER,
     *_RADIANCE_FIELD,
+    *_TEXTURES,
     (
         "csrc/cuda/ssim.cu",
         "a removed barrier",
