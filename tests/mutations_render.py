@@ -95,7 +95,7 @@ _RADIANCE_FIELD: list[Mistake] = [
 ]  # fmt: skip
 
 _TEXTURE = "tests/kernels/test_texture.py -k emulated and (agree or share)"
-_SILHOUETTES = "tests/kernels/test_silhouettes.py -k emulated and agree and 25"
+_SILHOUETTES = "tests/kernels/test_silhouettes.py -k emulated and agree and 120"
 
 _TEXTURES: list[Mistake] = [
     ("csrc/cuda/texture.cu", "off-by-one: the third texel of an odd side is left out of the next level",

@@ -62,7 +62,7 @@ def antialias(
         ``[B, H, W, C]``.
 
     Raises:
-        ValueError: if a shape does not fit or an index is out of range.
+        ValueError: if a shape does not fit or an index is out of range; on a GPU the latter is a device-side assertion.
         TypeError: if a dtype does not fit.
 
     Source:

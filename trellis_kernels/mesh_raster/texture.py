@@ -32,7 +32,7 @@ def interpolate_derivatives(attributes: Tensor, faces: Tensor, rasterization: Ra
         no triangle. For uv that is du/dx, du/dy, dv/dx, dv/dy.
 
     Raises:
-        ValueError: if a shape does not fit or an index is out of range.
+        ValueError: if a shape does not fit or an index is out of range; on a GPU the latter is a device-side assertion.
         TypeError: if a dtype does not fit.
     """
     ids, derivatives = rasterization.faces, rasterization.derivatives
