@@ -18,6 +18,7 @@ from torch import Tensor
 from examples.fitting import Metrics, fit_views, groups, save_results
 from examples.scene import BACKGROUND, Scene, held_out_cameras, pictures, textured_object
 from trellis.renderers.camera import Cameras
+from trellis.renderers.canvas import Background
 from trellis.renderers.gaussians import render_gaussians
 from trellis.representations.gaussians import GaussianConfig, Gaussians
 
@@ -36,7 +37,7 @@ def main(
     scene = textured_object()
     metrics, gaussians = fit(scene, steps, resolution, seed, count)
     targets, _ = pictures(scene, held_out_cameras(), resolution)
-    save_results(out, metrics, targets, draw(gaussians, held_out_cameras(), resolution))
+    save_results(out, metrics, targets, draw(gaussians, resolution, held_out_cameras()))
     gaussians.save(out / "fit.ply")
     print_json(data=metrics)
 
@@ -47,7 +48,7 @@ def fit(scene: Scene, steps: int, resolution: int, seed: int, count: int) -> tup
     gaussians = random_gaussians(count, generator)
     parameters = groups(gaussians, LEARNING_RATES)
     metrics = fit_views(
-        scene, lambda some: draw(gaussians, some, resolution), parameters, steps, resolution, generator, "Gaussians"
+        scene, lambda *view: draw(gaussians, resolution, *view), parameters, steps, resolution, generator, "Gaussians"
     )
     return metrics, gaussians
 
@@ -64,9 +65,9 @@ def random_gaussians(count: int, generator: torch.Generator) -> Gaussians:
     return Gaussians(**{name: values.requires_grad_() for name, values in tensors.items()}, config=CONFIG)
 
 
-def draw(gaussians: Gaussians, cameras: Cameras, resolution: int) -> Tensor:
+def draw(gaussians: Gaussians, resolution: int, cameras: Cameras, background: Background = BACKGROUND) -> Tensor:
     """``[V, 3, H, W]`` in front of the background."""
-    return render_gaussians(gaussians, cameras, resolution, BACKGROUND).colors
+    return render_gaussians(gaussians, cameras, resolution, background).colors
 
 
 if __name__ == "__main__":

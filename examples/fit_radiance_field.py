@@ -17,6 +17,7 @@ from torch import Tensor
 from examples.fitting import Metrics, fit_views, groups, save_results
 from examples.scene import BACKGROUND, Scene, held_out_cameras, pictures, textured_object, training_cameras
 from trellis.renderers.camera import Cameras
+from trellis.renderers.canvas import Background
 from trellis.renderers.radiance_field import render_radiance_field
 from trellis.representations.radiance_field import RadianceField
 
@@ -25,7 +26,7 @@ START_DENSITY = 20.0  # per world unit: an object that light passes through
 
 
 def main(
-    steps: Annotated[int, typer.Option(help="one view each")] = 480,
+    steps: Annotated[int, typer.Option(help="one view each")] = 240,
     resolution: Annotated[int, typer.Option(help="pixels per side")] = 256,
     seed: int = 0,
     grid: Annotated[int, typer.Option(help="voxels per axis, a power of two")] = 32,
@@ -35,7 +36,7 @@ def main(
     scene = textured_object()
     metrics, field = fit(scene, steps, resolution, seed, grid)
     targets, _ = pictures(scene, held_out_cameras(), resolution)
-    save_results(out, metrics, targets, draw(field, held_out_cameras(), resolution).detach())
+    save_results(out, metrics, targets, draw(field, resolution, held_out_cameras()).detach())
     field.save(out / "fit.safetensors")
     print_json(data=metrics)
 
@@ -47,7 +48,7 @@ def fit(scene: Scene, steps: int, resolution: int, seed: int, grid: int) -> tupl
     field = faint_field(visual_hull(masks, training_cameras(), grid), grid, generator)
     parameters = groups(field, LEARNING_RATES)
     metrics = fit_views(
-        scene, lambda some: draw(field, some, resolution), parameters, steps, resolution, generator, "radiance field"
+        scene, lambda *view: draw(field, resolution, *view), parameters, steps, resolution, generator, "radiance field"
     )
     return {"voxels": float(len(field))} | metrics, field
 
@@ -75,9 +76,9 @@ def faint_field(positions: Tensor, grid: int, generator: torch.Generator, rank: 
     return RadianceField(positions, depth=grid.bit_length() - 1, resolution=grid, **parameters)
 
 
-def draw(field: RadianceField, cameras: Cameras, resolution: int) -> Tensor:
+def draw(field: RadianceField, resolution: int, cameras: Cameras, background: Background = BACKGROUND) -> Tensor:
     """``[V, 3, H, W]`` in front of the background, one ray per pixel."""
-    return render_radiance_field(field, cameras, resolution, BACKGROUND, 1).colors
+    return render_radiance_field(field, cameras, resolution, background, 1).colors
 
 
 if __name__ == "__main__":

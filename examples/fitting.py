@@ -13,15 +13,15 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from examples.scene import Scene, held_out_cameras, pictures, training_cameras
+from examples.scene import BACKGROUND, Scene, held_out_cameras, pictures, training_cameras
 from trellis.atomic import atomic_path
 from trellis.renderers.camera import Cameras
 from trellis_kernels import ssim_map
 
 Metrics = dict[str, float]
 LAST_RATE = 0.03  # of the first learning rate, reached exponentially
-Draw = Callable[[Cameras], Tensor]
-"""From cameras to ``[V, 3, H, W]`` pictures in front of the background of the scene."""
+Draw = Callable[[Cameras, Tensor], Tensor]
+"""From cameras and a background ``[3]`` to ``[V, 3, H, W]`` pictures."""
 Groups = list[dict[str, Any]]
 """Parameters for `torch.optim.Adam`, each with its first learning rate."""
 
@@ -36,6 +36,8 @@ def fit_views(
     title: str,
 ) -> Metrics:
     """Fit parameters to 24 pictures of a scene, one picture per step, with Adam and falling learning rates.
+
+    Each step puts another color behind the picture, so that nothing can pass for background by its color.
 
     Args:
         scene: what the pictures show.
@@ -55,18 +57,22 @@ def fit_views(
     adam = optimizer(parameters)
     decay = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: LAST_RATE ** (step / steps))
 
+    plain = torch.tensor(BACKGROUND)
+
     @torch.no_grad()
     def measures(moment: str) -> Metrics:
         found = {}
         for name, (some, truth, inside) in views.items():
-            images = torch.cat([draw(camera) for camera in some])
+            images = torch.cat([draw(camera, plain) for camera in some])
             found[f"psnr_{name}_{moment}"] = psnr(images, truth)
             found[f"psnr_{name}_object_{moment}"] = psnr(images, truth, inside[:, None])
         return found
 
     metrics = measures("before")
     for view in drawn_views(len(cameras), steps, generator, title):
-        fit_step(adam, draw, cameras[view], targets[view : view + 1])
+        color = torch.rand(3, generator=generator)
+        behind = (1 - masks[view]) * (color - plain)[:, None, None]
+        fit_step(adam, draw, cameras[view], color, targets[view : view + 1] + behind)
         decay.step()
     return metrics | measures("after")
 
@@ -81,9 +87,9 @@ def optimizer(parameters: Groups) -> torch.optim.Adam:
     return torch.optim.Adam(parameters, betas=(0.9, 0.99), eps=1e-15)
 
 
-def fit_step(adam: torch.optim.Adam, draw: Draw, cameras: Cameras, targets: Tensor) -> None:
+def fit_step(adam: torch.optim.Adam, draw: Draw, cameras: Cameras, background: Tensor, targets: Tensor) -> None:
     """Draw, compare, and change the parameters of `adam` once."""
-    loss = photometric_loss(draw(cameras), targets)
+    loss = photometric_loss(draw(cameras, background), targets)
     adam.zero_grad()
     loss.backward()
     adam.step()
