@@ -27,7 +27,7 @@ LEARNING_RATES = {"xyz": 2e-3, "features_dc": 2e-2, "scaling": 1e-2, "rotation":
 
 
 def main(
-    steps: Annotated[int, typer.Option(help="one view each")] = 2400,
+    steps: Annotated[int, typer.Option(help="one view each")] = 1600,
     resolution: Annotated[int, typer.Option(help="pixels per side")] = 256,
     seed: int = 0,
     count: Annotated[int, typer.Option(help="how many Gaussians")] = 20_000,
