@@ -13,6 +13,7 @@ from tests.support.fields import (
     ASIDE,
     BOX,
     Field,
+    assert_close_outside_thresholds,
     facing,
     loss,
     operands_with_gradient,
@@ -20,7 +21,7 @@ from tests.support.fields import (
     uniform,
     whole_grid,
 )
-from trellis_kernels import render_radiance_field
+from trellis_kernels import render_radiance_field, use_reference
 
 OPS = torch.ops.trellis_kernels
 
@@ -110,3 +111,16 @@ def test_errors(change: dict[str, Any], error: type[Exception], text: str) -> No
 def test_used_rank_must_exist() -> None:
     with pytest.raises(ValueError, match=r"used_rank must be in 1\.\.5; got 6"):
         render_radiance_field(*random_field(3, 2, 5, 4).arguments(), used_rank=6)
+
+
+@CUDA_BACKENDS
+@pytest.mark.parametrize(("width", "height"), [(16384, 1), (1, 1500)])
+def test_long_pictures(width: int, height: int, backend: str) -> None:
+    """As wide as a picture may be, and higher than wide."""
+    field = random_field(20, 2, width, height)._replace(jitter=None)
+    images = render_radiance_field(*field.arguments())
+    assert images.alphas.max() > 0.1
+    assert all(bool(image.isfinite().all()) for image in images)
+    with use_reference():
+        expected = render_radiance_field(*field.arguments())
+    assert_close_outside_thresholds(images.colors, expected.colors)
