@@ -5,7 +5,13 @@ Each maker prepares what can be prepared before timing, and skips its row where 
 
 from __future__ import annotations
 
+import ctypes
+import shutil
+import subprocess
+import tempfile
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -67,3 +73,61 @@ def spconv_layer(coords: Tensor, feats: Tensor, weight: Tensor, resolution: int)
     layer = spconv.SubMConv3d(ci, co, 3, bias=False, indice_key="bench").to(feats)
     layer.weight.data.copy_(weight.view(co, 3, 3, 3, ci))
     return layer, spconv.SparseConvTensor(feats, coords, [resolution] * 3, int(coords[:, 0].max()) + 1)
+
+
+def scalar_splatter(tight: bool) -> Callable[..., Tensor]:
+    """`rasterize_gaussians` for one camera on a CPU, colors ``[H, W, C]`` only: one thread, no tiles, no vectors.
+
+    `tight` boxes give the same picture; usual ones, of 3 standard deviations, leave out what is fainter than e^-4.5.
+    """
+    function = _splatter().splat
+
+    def draw(
+        means: Tensor,
+        quats: Tensor,
+        scales: Tensor,
+        opacities: Tensor,
+        colors: Tensor,
+        extrinsics: Tensor,
+        intrinsics: Tensor,
+        width: int,
+        height: int,
+        background: Tensor,
+        kernel_size: float,
+    ) -> Tensor:
+        gaussians = [tensor.float().contiguous() for tensor in (means, quats, scales, opacities, colors)]
+        camera = [tensor.float().contiguous() for tensor in (extrinsics[0], intrinsics[0])]
+        behind = background.reshape(-1)[: colors.shape[1]].float().contiguous()
+        image = torch.empty(height, width, colors.shape[1])
+        count, channels = ctypes.c_int64(len(means)), ctypes.c_int(colors.shape[1])
+        size = ctypes.c_int(width), ctypes.c_int(height)
+        function(
+            *map(_address, gaussians),
+            count,
+            channels,
+            *map(_address, camera),
+            *size,
+            _address(behind),
+            ctypes.c_float(kernel_size),
+            ctypes.c_int(tight),
+            _address(image),
+        )
+        return image
+
+    return draw
+
+
+def _address(tensor: Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+@cache
+def _splatter() -> ctypes.CDLL:
+    compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        pytest.skip("no C++ compiler for benchmarks/peers_cpp/splatter.cpp")
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder, "splatter.so")
+        source = Path(__file__).with_name("peers_cpp") / "splatter.cpp"
+        subprocess.run([compiler, "-std=c++17", "-O2", "-shared", "-fPIC", str(source), "-o", str(library)], check=True)
+        return ctypes.CDLL(str(library))

@@ -127,7 +127,22 @@ _TEXTURES: list[Mistake] = [
      "(edge + 1) % 3 == own ? crossed(far", "(edge + 1) % 3 != own ? crossed(far", _SILHOUETTES),
 ]  # fmt: skip
 
+_HARMONICS = [
+    ("csrc/cuda/gaussians_harmonics.cu", "off-by-one tile edge: the last Gaussian of a block is left out",
+     "if (thread >= here) return;", "if (thread >= here - 1) return;"),
+    ("csrc/cuda/gaussians_harmonics.cu", "wrong stride: every view reads the directions of the first",
+     "direction_of(directions + at);\n    float basis[Sizes::count], value[3] = {0.5f, 0.5f, 0.5f};",
+     "direction_of(directions + 3 * own);\n    float basis[Sizes::count], value[3] = {0.5f, 0.5f, 0.5f};"),
+    ("csrc/cuda/gaussians_harmonics.cu", "the clamp lets gradients through",
+     "value[channel] >= 0 ?", "value[channel] >= -9 ?"),
+    ("csrc/cuda/gaussians_harmonics.cu", "gradients of the coefficients are those of the last view",
+     "+= factor * slope[channel];", "= factor * slope[channel];"),
+    ("csrc/include/spherical_harmonics.h", "a direction that is not finite is used",
+     "return inverse > 0 ? component * inverse : T(0);", "return component * inverse;"),
+]  # fmt: skip
+
 MISTAKES: list[Mistake] = [
+    *((*mistake, "tests/kernels/test_gaussians_harmonics.py -k emulated") for mistake in _HARMONICS),
     *_GAUSSIANS,
     *_MESH_RASTER,
     *_RADIANCE_FIELD,

@@ -8,14 +8,15 @@ import torch
 
 from benchmarks import record
 from benchmarks.full_scale import seed
-from benchmarks.peers import convolution_matrix
+from benchmarks.peers import convolution_matrix, scalar_splatter
 from benchmarks.plain_flow import flow_gflop, plain_structure_flow
 from benchmarks.report import supervise
 from benchmarks.scenes import flexgemm_shell, object_voxels
+from tests.support.gaussians import Scene, assert_images_agree, decoded_scene, random_scene
 from tests.support.scenes import sphere_voxels
 from tests.support.sparse_maps import neighbors_of
 from trellis.models.structure_flow import FlowConfig, StructureFlow
-from trellis_kernels import submanifold_conv, window_partition
+from trellis_kernels import rasterize_gaussians, submanifold_conv, window_partition
 
 FLOW = {"resolution": 4, "in_channels": 3, "model_channels": 32, "cond_channels": 16, "out_channels": 3,
         "num_blocks": 2, "num_heads": 2, "patch_size": 2}  # fmt: skip
@@ -32,6 +33,16 @@ def test_the_sparse_matrix_of_a_neighbor_map_gives_the_convolution() -> None:
     )
     products = (feats @ weight.permute(2, 1, 0).flatten(1)).view(rows * taps, -1)
     torch.testing.assert_close(matrix @ products, submanifold_conv(feats, neighbors, weight), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("scene", [random_scene(300, size=0.2), random_scene(500), decoded_scene(3000)])
+def test_the_scalar_splatter_draws_the_same_picture(scene: Scene) -> None:
+    arguments = scene.arguments(70, 50)
+    expected = rasterize_gaussians(*arguments).colors[0]
+    assert_images_agree(scalar_splatter(tight=True)(*arguments), expected)
+    usual = scalar_splatter(tight=False)(*arguments)
+    assert (usual - expected).abs().max() < 0.03  # alphas below e^-4.5 outside its boxes
+    assert (usual - expected).abs().mean() < 1e-3
 
 
 @pytest.mark.parametrize("flags", [{}, {"share_mod": True, "qk_rms_norm": True, "qk_rms_norm_cross": True}])
