@@ -110,14 +110,14 @@ def panel(draw: ImageDraw.ImageDraw, left: int, points: Sequence[Point], title: 
             draw.ellipse([x - 4, y - 4, x + 4, y + 4], fill=color)
         draw.text((box[0] + 24, box[1] + 8 + 18 * step), STEPS[step], fill=color, font_size=14)
     for point in points:
-        label = f"{math.isqrt(int(point[0]))}²" if squares else f"{point[0] / 1e3:.0f}k"
+        label = f"{math.isqrt(int(point[0]))}^2" if squares else f"{point[0] / 1e3:.0f}k"
         draw.text((at(point[0], 1e-3)[0], box[3] + 6), label, fill="#555555", anchor="mt", font_size=12)
 
 
 def picture(by_gaussians: Sequence[Point], by_pixels: Sequence[Point], path: Path) -> None:
     image = Image.new("RGB", (960, 385), "white")
     draw = ImageDraw.Draw(image)
-    panel(draw, 0, by_gaussians, "Gaussians, at 512² (gray: in proportion)", squares=False)
+    panel(draw, 0, by_gaussians, "Gaussians, at 512^2 (gray: in proportion)", squares=False)
     panel(draw, 480, by_pixels, "pixels, 300k Gaussians (gray: in proportion)", squares=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, optimize=True)
