@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.device import measure
+from benchmarks.device import ON_CPU, ON_GPU, device, measure
 from trellis.renderers.camera import Cameras
 from trellis_kernels import Rasterization, interpolate, rasterize_mesh
 
@@ -62,6 +62,7 @@ def embree(vertices: Tensor, faces: Tensor, cameras: Cameras, size: int) -> Draw
     return lambda: torch.from_numpy(caster.intersects_first(origins, directions)).view(size, size)
 
 
+@ON_CPU
 @pytest.mark.parametrize("implementation", [ours, embree], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("rows", [50, 158, pytest.param(500, marks=pytest.mark.full)])
 def test_rasterize(benchmark, implementation: Callable[..., Draw], rows: int) -> None:
@@ -73,15 +74,37 @@ def test_rasterize(benchmark, implementation: Callable[..., Draw], rows: int) ->
     measure(benchmark, run, rounds=5)
 
 
-@pytest.mark.parametrize("step", ["interpolate", "forward and backward"])
-def test_shading(benchmark, step: str) -> None:
-    (vertices, faces), cameras = bumpy_sphere(158, 316), camera()
-    vertices.requires_grad_(step != "interpolate")
+@pytest.mark.parametrize(
+    ("rows", "size"),
+    [
+        *[(rows, SIZE) for rows in (56, 79, 112, 158, 224, 316)],
+        *[(158, size) for size in (256, 512, 2048)],
+        *[pytest.param(*at, marks=ON_GPU) for at in ((707, 512), (707, 1024), (707, 2048), (1581, 1024))],
+    ],
+)
+def test_time_grows_linearly(benchmark, rows: int, size: int) -> None:
+    """The sphere with more and more triangles, and in larger and larger pictures."""
+    vertices, faces = (x.to(device()) for x in bumpy_sphere(rows, 2 * rows))
+    positions = clip_positions(vertices, camera().to(device()))
+    benchmark.group = f"mesh_raster growth, {torch.get_num_threads()} threads"
+    benchmark.extra_info["faces"], benchmark.extra_info["pixels"] = len(faces), size * size
+    gigabytes = (faces.numel() * 4 + positions.numel() * 4 + size * size * 32) / 1e9
+    measure(benchmark, lambda: rasterize_mesh(positions, faces, size, size), rounds=5, warmup=1, gigabytes=gigabytes)
+
+
+@pytest.mark.parametrize("rows", [158, pytest.param(707, marks=ON_GPU)])
+@pytest.mark.parametrize("step", ["layer behind", "interpolate", "forward and backward"])
+def test_shading(benchmark, rows: int, step: str) -> None:
+    vertices, faces = (x.to(device()) for x in bumpy_sphere(rows, 2 * rows))
+    cameras = camera().to(device())
+    vertices.requires_grad_(step == "forward and backward")
     drawn: Rasterization = rasterize_mesh(clip_positions(vertices, cameras), faces, SIZE, SIZE)
 
     def run() -> Tensor:
         if step == "interpolate":
             return interpolate(vertices[None], faces, drawn)
+        if step == "layer behind":
+            return rasterize_mesh(clip_positions(vertices, cameras), faces, SIZE, SIZE, drawn).faces
         again = rasterize_mesh(clip_positions(vertices, cameras), faces, SIZE, SIZE)
         return torch.autograd.grad(interpolate(vertices[None], faces, again).square().sum(), vertices)[0]
 

@@ -25,9 +25,10 @@ def crowd(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     torch.manual_seed(2)
     positions, faces = random_mesh(2, 150, 120, torch.float32, behind=True)
     small = positions.repeat(1, 2, 1)[:, torch.arange(300)]
-    small[:, 0::3] = torch.cat([torch.rand(2, 100, 2) * 2 - 1, torch.rand(2, 100, 1), torch.ones(2, 100, 1)], -1)
-    for i, reach in ((1, 0.02), (2, 0.2)):
-        small[:, i::3] = small[:, 0::3] + reach * torch.randn(2, 100, 4) * torch.tensor([1, 1, 1, 0])
+    small[:, 0::3] = torch.cat([torch.rand(2, 100, 2) * 2 - 1, -torch.rand(2, 100, 1), torch.ones(2, 100, 1)], -1)
+    reach = torch.tensor([0.02, 0.3]).repeat(50)[:, None] * torch.tensor([1, 1, 0.1, 0])
+    for i in (1, 2):
+        small[:, i::3] = small[:, 0::3] + reach * torch.randn(2, 100, 4)
     small[:, 7], small[0, 8, 3], small[1, 11, 0] = small[:, 6], float("nan"), float("inf")
     tiny = torch.arange(300, dtype=torch.int32).view(100, 3) + 150
     return torch.cat([positions, small], 1).to(dtype), torch.cat([faces, tiny, tiny.flip(1)])
