@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tests.support.backends import CUDA_BACKENDS
 from trellis_kernels import Rasterization, interpolate, rasterize_mesh, use_reference
+from trellis_kernels.mesh_raster import reference
 
 OPS = torch.ops.trellis_kernels
 few_examples = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -223,6 +224,52 @@ def test_derivatives_agree_with_finite_differences() -> None:
         return interpolate(colors, faces, drawn), (drawn.depths * weights).sum()
 
     assert torch.autograd.gradcheck(picture, (positions, colors), atol=1e-6)
+
+
+@CUDA_BACKENDS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradients_equal_autograd_through_the_definition(backend: str, dtype: torch.dtype) -> None:
+    """Barycentrics, depths and colors of the triangles that are seen, written with torch and differentiated by it."""
+    positions, faces = random_mesh(2, 30, 12, dtype, behind=True)
+    leaves = positions.requires_grad_(), torch.randn(2, 30, 3, dtype=dtype, requires_grad=True)
+    drawn = rasterize_mesh(leaves[0], faces, 24, 19)
+    seen = drawn.faces >= 0
+    assert seen.sum() > 100
+    weights = [torch.randn(2, 19, 24, n, dtype=dtype) for n in (2, 1, 3)]
+
+    def gradients(barycentrics: Tensor, depths: Tensor, colors: Tensor) -> tuple[Tensor, ...]:
+        outputs = barycentrics, depths[..., None], colors
+        total = sum((x * w)[seen].sum() for x, w in zip(outputs, weights, strict=True))
+        return torch.autograd.grad(total, leaves)
+
+    actual = gradients(drawn.barycentrics, drawn.depths, interpolate(leaves[1], faces, drawn))
+    planes = [reference.edge_planes(view.double(), faces) for view in leaves[0]]
+    rows = drawn.faces.clamp_min(0).long()
+    normals, determinants, z = (
+        torch.stack([a[i] for a, i in zip(x, rows, strict=True)]) for x in zip(*planes, strict=True)
+    )
+    centers = reference.pixel_centers(24, 19, positions.device).view(1, 19, 24, 1, 3)
+    edges = (normals * centers).sum(-1)
+    shares = edges / torch.where(seen, edges.sum(-1), 1.0)[..., None]
+    corners, _ = reference.corner_rows(leaves[1].double(), faces, drawn.faces)
+    expected = gradients(shares[..., :2], (edges * z).sum(-1) / determinants, (corners * shares[..., None]).sum(-2))
+    for one, other in zip(actual, expected, strict=True):
+        tolerance = {torch.float64: 1e-9, torch.float32: 1e-4}[dtype] * float(other.abs().max())
+        torch.testing.assert_close(one, other, rtol=0, atol=tolerance)
+
+
+def test_pictures_may_be_huge() -> None:
+    """8192^2: more than 2^28 numbers per picture."""
+    size = 8192
+    positions = screen((0, 0), (size / 2, 0), (size / 2, size), (0, size), size=size, depth=0.25)
+    faces = torch.tensor([[0, 1, 2], [0, 2, 3]], dtype=torch.int32)
+    drawn = rasterize_mesh(positions, faces, size, size)
+    for row in (0, size // 2, size - 1):
+        assert torch.equal(drawn.faces[0, row] >= 0, torch.arange(size) < size / 2)
+    assert drawn.faces[0, -1, 0] == 1
+    assert drawn.faces[0, 0, size // 2 - 1] == 0
+    assert drawn.depths[0, -1, 0] == 0.25
+    assert float(drawn.barycentrics[0, -1, 0].sum()) < 2 / size  # all of the third vertex
 
 
 def test_operator_contracts() -> None:
