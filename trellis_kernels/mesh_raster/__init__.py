@@ -48,10 +48,12 @@ def rasterize_mesh(
         behind: an earlier result for the same arguments: draw the next layer, what its triangles hide (depth peeling).
 
     Returns:
-        See `Rasterization`; the same for any number of threads.
+        See `Rasterization`; the same for any number of threads, and on a GPU, whose triangles and depths are those of
+        the CPU to the last bit.
 
     Raises:
-        ValueError: if a shape or size does not fit or a face has a vertex outside ``[0, V)``.
+        ValueError: if a shape or size does not fit or a face has a vertex outside ``[0, V)`` (on a GPU the latter is a
+            device-side assert, as in torch's own indexing).
         TypeError: if a dtype does not fit.
 
     Source:
