@@ -1,6 +1,7 @@
 """Sparse 3D operators. Each lives in a folder of its own name; a tensor's device picks its kernel."""
 
 from trellis_kernels.attention import varlen_attention, window_partition, windowed_attention
+from trellis_kernels.backprojection import backproject
 from trellis_kernels.gaussians import rasterize_gaussians, spherical_harmonics
 from trellis_kernels.mesh_extraction import ExtractedMesh, ExtractionTerms, extract_mesh
 from trellis_kernels.mesh_raster import (
@@ -41,6 +42,7 @@ from trellis_kernels.voxel_hash import (
     subdivided_neighbor_map,
     unique_coords,
 )
+from trellis_kernels.voxelize import voxelize_mesh
 
 __all__ = [
     "OPERATORS",
@@ -49,6 +51,7 @@ __all__ = [
     "RadianceFieldImages",
     "Rasterization",
     "antialias",
+    "backproject",
     "coarsen",
     "conv_plan",
     "extract_mesh",
@@ -85,6 +88,7 @@ __all__ = [
     "upsample",
     "use_reference",
     "varlen_attention",
+    "voxelize_mesh",
     "window_partition",
     "windowed_attention",
 ]

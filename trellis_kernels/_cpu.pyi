@@ -43,6 +43,35 @@ def windowed_attention_backward(
 ) -> None: ...
 def window_partition(coords: Tensor, window_size: int, shift: int, order: Tensor, offsets: Tensor) -> int: ...
 
+# backprojection
+def backproject(
+    features: Tensor | None,
+    positions: Tensor,
+    extrinsics: Tensor,
+    intrinsics: Tensor,
+    depths: Tensor,
+    has_depths: bool,
+    tolerance: float,
+    first_view: int,
+    out: Tensor,
+    counts: Tensor,
+    winners: Tensor,
+    threads: int,
+) -> None: ...
+def backproject_gradient(
+    out_gradient: Tensor,
+    winners: Tensor,
+    positions: Tensor,
+    extrinsics: Tensor,
+    intrinsics: Tensor,
+    depths: Tensor,
+    has_depths: bool,
+    tolerance: float,
+    first_view: int,
+    out: Tensor,
+    threads: int,
+) -> None: ...
+
 # gaussians
 def rasterize_gaussians(
     means: Tensor,
@@ -377,3 +406,7 @@ def neighbor_map(coords: Tensor, kernel_size: int, neighbors: Tensor, threads: i
 def coarsen(coords: Tensor, factor: int, coarse: Tensor, inverse: Tensor, threads: int) -> int: ...
 def subdivide_coords(coords: Tensor, children: Tensor, threads: int) -> None: ...
 def subdivided_neighbor_map(neighbors: Tensor, children: Tensor, threads: int) -> None: ...
+
+# voxelize
+def voxelize_mesh(vertices: Tensor, faces: Tensor, resolution: int, bits: Tensor, threads: int) -> int: ...
+def list_voxels(bits: Tensor, coords: Tensor) -> None: ...

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "attention.h"
+#include "backprojection.h"
 #include "cpu_features.h"
 #include "gaussians.h"
 #include "gaussians_harmonics.h"
@@ -20,6 +21,7 @@
 #include "tensor_caster.h"
 #include "texture.h"
 #include "voxel_hash.h"
+#include "voxelize.h"
 
 namespace py = pybind11;
 using release_gil = py::call_guard<py::gil_scoped_release>;
@@ -197,6 +199,12 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("windowed_attention_backward", &trellis::cpu::windowed_attention_backward<double>, release_gil());
   m.def("window_partition", &trellis::cpu::window_partition, release_gil());
 
+  // backprojection
+  m.def("backproject", &trellis::cpu::backproject<float>, release_gil());
+  m.def("backproject", &trellis::cpu::backproject<double>, release_gil());
+  m.def("backproject_gradient", &trellis::cpu::backproject_gradient<float>, release_gil());
+  m.def("backproject_gradient", &trellis::cpu::backproject_gradient<double>, release_gil());
+
   // gaussians
   const auto def_rasterize_gaussians = [&m](auto function) {
     m.def("rasterize_gaussians", function, py::arg("means"), py::arg("quats"), py::arg("scales"), py::arg("opacities"),
@@ -275,6 +283,10 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("ssim_map", &trellis::cpu::ssim_map<double>, release_gil());
   m.def("ssim_map_gradient", &trellis::cpu::ssim_map_gradient<float>, release_gil());
   m.def("ssim_map_gradient", &trellis::cpu::ssim_map_gradient<double>, release_gil());
+
+  // voxelize
+  m.def("voxelize_mesh", &trellis::cpu::voxelize_mesh, release_gil());
+  m.def("list_voxels", &trellis::cpu::list_voxels, release_gil());
 
   // voxel_hash
   m.def("neighbor_map", &trellis::cpu::neighbor_map, release_gil());

@@ -191,9 +191,26 @@ def _voxels_seen(rows: int) -> tuple[Any, ...]:
     return positions, extrinsics, intrinsics, *numbers
 
 
+def _photographed(rows: int) -> tuple[Any, ...]:
+    """Three pictures of points around the origin, with depths."""
+    extrinsics = torch.eye(4).repeat(3, 1, 1)
+    extrinsics[:, 2, 3] = 2 + torch.arange(3) / 4
+    intrinsics = torch.tensor([[1.0, 0, 0.5], [0, 1, 0.5], [0, 0, 1]]).repeat(3, 1, 1)
+    depths = 2 + 0.3 * noise(3, 4, 5)
+    return noise(3, 6, 7, CHANNELS), noise(rows, 3).tanh(), extrinsics, intrinsics, depths, 0.1, True
+
+
+def _photographed_gradient(rows: int) -> tuple[Any, ...]:
+    features, *others = _photographed(rows)
+    _, counts, winners = reference_of("backproject", features, *others)
+    return noise(rows, CHANNELS), counts, winners, *others, *features.shape[1:3]
+
+
 CASES: dict[str, Case] = {
     "antialias": _silhouettes,
     "antialias_gradient": _silhouettes_gradient,
+    "backproject": _photographed,
+    "backproject_gradient": _photographed_gradient,
     "coarsen": lambda n: (voxels(n), 2),
     "conv_plan": lambda n: (_maps(n), True),
     "face_neighbors": lambda n: (_mesh(n)[1],),
@@ -247,6 +264,7 @@ CASES: dict[str, Case] = {
     "upsample": lambda n: (noise(_coarse(n)[1], CHANNELS), _coarse(n)[0]),
     "varlen_attention": _attention,
     "varlen_attention_backward": _attention_backward,
+    "voxelize_mesh": lambda n: (0.4 * noise(n + 2, 3).tanh(), _mesh(n)[1], 8),
     "window_partition": lambda n: (voxels(n), 2, 1),
     "windowed_attention": _windows,
     "windowed_attention_backward": _windows_backward,

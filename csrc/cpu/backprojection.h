@@ -1,0 +1,24 @@
+// Features of pictures, gathered at points: backprojection.cpp projects and hands out work; rows of channels are added
+// up by kernels compiled once per instruction set (backprojection_rows.inl.h).
+#pragma once
+#include "tensor_view.h"
+
+namespace trellis::cpu {
+
+// Adds the samples of these views to out [N, C] and counts [N]. With winners [N, C]: keeps the largest sample instead,
+// and where it came from (the index of the view, plus first_view). Empty winners: the sum. The depths count only if
+// has_depths.
+template <class T>
+void backproject(TensorView<const T, 4> features, TensorView<const double, 2> positions,
+                 TensorView<const double, 3> extrinsics, TensorView<const double, 3> intrinsics,
+                 TensorView<const double, 3> depths, bool has_depths, double tolerance, int64_t first_view,
+                 TensorView<T, 2> out, TensorView<int32_t, 1> counts, TensorView<int32_t, 2> winners, int threads);
+
+// out_gradient [N, C], divided by the counts already, to out [V, H, W, C].
+template <class T>
+void backproject_gradient(TensorView<const T, 2> out_gradient, TensorView<const int32_t, 2> winners,
+                          TensorView<const double, 2> positions, TensorView<const double, 3> extrinsics,
+                          TensorView<const double, 3> intrinsics, TensorView<const double, 3> depths, bool has_depths,
+                          double tolerance, int64_t first_view, TensorView<T, 4> out, int threads);
+
+}  // namespace trellis::cpu
