@@ -43,34 +43,9 @@ def windowed_attention_backward(
 ) -> None: ...
 def window_partition(coords: Tensor, window_size: int, shift: int, order: Tensor, offsets: Tensor) -> int: ...
 
-# backprojection
-def backproject(
-    features: Tensor | None,
-    positions: Tensor,
-    extrinsics: Tensor,
-    intrinsics: Tensor,
-    depths: Tensor,
-    has_depths: bool,
-    tolerance: float,
-    first_view: int,
-    out: Tensor,
-    counts: Tensor,
-    winners: Tensor,
-    threads: int,
-) -> None: ...
-def backproject_gradient(
-    out_gradient: Tensor,
-    winners: Tensor,
-    positions: Tensor,
-    extrinsics: Tensor,
-    intrinsics: Tensor,
-    depths: Tensor,
-    has_depths: bool,
-    tolerance: float,
-    first_view: int,
-    out: Tensor,
-    threads: int,
-) -> None: ...
+# backprojection: the other arguments in the order of csrc/cpu/backprojection.h
+def backproject(features: Tensor | None, *others: Tensor | float) -> None: ...
+def backproject_gradient(out_gradient: Tensor, *others: Tensor | float) -> None: ...
 
 # gaussians
 def rasterize_gaussians(

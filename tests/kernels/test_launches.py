@@ -19,7 +19,7 @@ WAITING = {
 }
 
 # Their outputs do not depend on data, but the size of a list in between does; the launch says what it costs.
-SIZES_INSIDE = {"rasterize_gaussians"}
+SIZES_INSIDE = {"rasterize_gaussians", "rasterize_gaussians_backward", "render_radiance_field_gradient"}
 
 
 def waiting_functions(path: Path) -> dict[str, list[str]]:

@@ -74,7 +74,7 @@ def backproject(
     return out
 
 
-# `counts` is what the sum was divided by, `winners` (for the maximum; otherwise empty) the view each value came from.
+# `counts` is how many views took part, `winners` (for the maximum; otherwise empty) the view each value came from.
 _backproject = Operator(
     "backproject(Tensor features, Tensor positions, Tensor extrinsics, Tensor intrinsics, Tensor? depths,"
     " float tolerance, bool maximum) -> (Tensor out, Tensor counts, Tensor winners)",

@@ -33,6 +33,7 @@ def backproject(
         if maximum:
             better = seen[:, None] & ((sample > out) | (winners < 0))
             out, winners = torch.where(better, sample, out), torch.where(better, view, winners)
+            counts = counts + seen.int()
         else:
             counted = seen if depths is not None else torch.ones_like(seen)
             out, counts = torch.where(counted[:, None], out + sample, out), counts + counted.int()
