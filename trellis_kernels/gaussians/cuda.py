@@ -157,6 +157,7 @@ def rasterize_gaussians_backward(
         inputs = (means, quats, scales, opacities, colors, extrinsics, intrinsics, background)
         scene = _scene(inputs, width, height, kernel_size)
         pixels = [_wide(x) for x in (colors_gradient, depths_gradient, transmittances_gradient, out_transmittances)]
+        last, state = last.contiguous(), state.contiguous()
         of_gaussians = [torch.empty_like(x) if views else torch.zeros_like(x) for x in scene.gaussians]
         of_colors = pixels[0].new_zeros(views, count, colors.shape[-1])
         of_cameras = pixels[0].new_zeros(views, _CAMERA)
