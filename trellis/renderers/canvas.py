@@ -8,9 +8,9 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from trellis.renderers.camera import Cameras
+from trellis.renderers.downsample import downsample
 
 Background = float | Sequence[float] | Tensor | Literal["random"]
 """One number for all channels, one per channel, ``[V, C]`` for each camera, or for each camera black or white."""
@@ -101,14 +101,10 @@ class Canvas:
         return [torch.cat(images) for images in zip(*parts, strict=True)]
 
     def _average(self, drawn: Sequence[Tensor]) -> list[Tensor]:
-        """The official way from samples to pixels: bilinear with antialiasing, a triangle two pixels wide."""
+        """From samples to pixels, channels first."""
         images = [image if image.ndim == 4 else image[..., None] for image in drawn]
         widths = [image.shape[-1] for image in images]
-        stack = torch.cat(images, -1).permute(0, 3, 1, 2)
-        if self.ssaa > 1:
-            shape = (self.resolution, self.resolution)
-            stack = interpolate(stack, shape, mode="bilinear", align_corners=False, antialias=True)
-        finished = stack.split(widths, 1)
+        finished = downsample(torch.cat(images, -1), self.ssaa).split(widths, 1)
         return [part if image.ndim == 4 else part[:, 0] for part, image in zip(finished, drawn, strict=True)]
 
 
