@@ -71,7 +71,8 @@ __device__ SampleGradient sample_gradient(const FieldScene& scene, const Lists& 
 }
 
 template <int kSlots>
-__global__ void __launch_bounds__(32 * kWarps, 4) sum_kernel(FieldScene scene, Lists lists, Gradients out, int64_t count) {
+__global__ void __launch_bounds__(32 * kWarps, 4)
+    sum_kernel(FieldScene scene, Lists lists, Gradients out, int64_t count) {
   SHARED_ARRAY(float, sums, kWarps, 3 * kWindow, 32);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, slot = lane % kSlots, group = lane / kSlots;
   constexpr int kGroups = 32 / kSlots;
