@@ -58,7 +58,10 @@ def test_cuda_kernels_fit_the_gpu_and_spill_nothing() -> None:
 def test_the_cuda_module_needs_no_cuda_library_and_no_torch() -> None:
     needed = subprocess.run(["ldd", str(binary())], capture_output=True, text=True, check=True).stdout
     assert "not found" not in needed
-    assert not re.search(r"torch|cudart|libcuda\b|c10", needed)
+    libraries = [
+        line.partition("(")[0] for line in needed.splitlines()
+    ]  # without the addresses, where "c10" may be too
+    assert not re.search(r"torch|cudart|libcuda\b|c10", " ".join(libraries))
 
 
 def test_architectures_come_from_the_environment_or_every_generation(monkeypatch: pytest.MonkeyPatch) -> None:

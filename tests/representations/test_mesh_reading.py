@@ -94,7 +94,7 @@ def test_face_colors_and_material_colors(tmp_path: Path) -> None:
     shape.export(tmp_path / "x.ply")
     colors = read_mesh(tmp_path / "x.ply").mesh.colors
     assert colors is not None
-    torch.testing.assert_close(colors[0], torch.tensor([1, 128 / 255, 0]))
+    torch.testing.assert_close(colors, torch.tensor([1, 128 / 255, 0]).expand_as(colors))
     material = trimesh.visual.material.PBRMaterial(baseColorFactor=[255, 55, 0, 255])
     shape.visual = trimesh.visual.TextureVisuals(material=material)
     shape.export(tmp_path / "x.glb")

@@ -149,8 +149,9 @@ def _colors(part: _Part, suffix: str) -> np.ndarray | None:
     """``[V, 3]`` sRGB at the vertices, or None."""
     visual = part.visual
     linear = suffix in (".glb", ".gltf")
-    if visual.kind in ("vertex", "face"):  # of a face: the mean over the faces at a vertex
-        colors = _unit(visual.vertex_colors)[:, :3]
+    if visual.kind in ("vertex", "face"):
+        # trimesh, too, takes the mean over the faces at a vertex, but needs scipy for it.
+        colors = _unit(visual.vertex_colors)[:, :3] if visual.kind == "vertex" else _mean_over_faces(part)
         return linear_to_srgb(colors) if linear else colors
     if visual.kind != "texture":
         return None
@@ -164,6 +165,14 @@ def _colors(part: _Part, suffix: str) -> np.ndarray | None:
     if not linear:
         return colors
     return linear_to_srgb(colors if factor is None else colors * _unit(np.asarray(factor))[:3])
+
+
+def _mean_over_faces(part: _Part) -> np.ndarray:
+    """``[V, 3]`` from the colors of the faces; zero where there is no face."""
+    sums, counts = np.zeros((len(part.vertices), 3)), np.zeros((len(part.vertices), 1))
+    np.add.at(sums, part.faces, _unit(part.visual.face_colors)[:, None, :3])
+    np.add.at(counts, part.faces, 1)
+    return sums / np.maximum(counts, 1)
 
 
 def _unit(values: np.ndarray) -> np.ndarray:
