@@ -1,7 +1,10 @@
-.PHONY: check check-sanitizers check-mutations build format
+.PHONY: check fuzz check-sanitizers check-mutations build format
 
 check:  ## what CI runs
 	bash .ci/run
+
+fuzz:  ## the property tests, with examples nobody has seen before
+	OMP_NUM_THREADS=1 python -m pytest tests/kernels -q -m "not gpu" --hypothesis-profile=random
 
 check-sanitizers:  ## the CUDA kernels, emulated, under AddressSanitizer and UBSan (python itself leaks by design)
 	python setup.py --quiet build_emulated --sanitize

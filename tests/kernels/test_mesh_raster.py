@@ -24,6 +24,12 @@ def random_mesh(
     return positions.to(dtype), triangles.int()
 
 
+def without_twins(faces: Tensor) -> Tensor:
+    """Drops faces on the same three vertices: which of two coincident ones is nearer is a matter of rounding."""
+    seen = {tuple(sorted(face)): i for i, face in enumerate(faces.tolist())}
+    return faces[sorted(seen.values())]
+
+
 def layers(positions: Tensor, faces: Tensor, width: int, height: int) -> list[Rasterization]:
     first = rasterize_mesh(positions, faces, width, height)
     return [first, rasterize_mesh(positions, faces, width, height, first)]
@@ -119,6 +125,7 @@ def test_the_picture_does_not_depend_on_how_triangles_are_written(
 ) -> None:
     torch.manual_seed(seed)
     positions, faces = random_mesh(1, 30, 20, torch.float64, behind=True)
+    faces = without_twins(faces)
     written = faces.roll(turn, 1).flip(1) if flip else faces.roll(turn, 1)
     one, other = rasterize_mesh(positions, faces, 25, 19), rasterize_mesh(positions, written, 25, 19)
     assert torch.equal(one.faces, other.faces)
