@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from trellis.checkpoints import CheckpointError
-from trellis.conditioning import CONDITIONERS, load_conditioner
+from trellis.conditioning import CONDITIONERS, PRETRAINED, load_conditioner
 from trellis.conditioning.image import DinoV2
 
 ARGS = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28}
@@ -40,7 +40,7 @@ def test_saved_and_loaded_is_identical(tmp_path: Path, spec: dict[str, Any]) -> 
         ({"path": "link/x"}, "a link out of it"),
         ({"path": "ckpts/none"}, r"none\.safetensors: cannot be read"),
         ({"path": 7}, "path a string"),
-        ({"name": "os.system"}, "unknown conditioner 'os.system'; known are DinoV2, ClipText"),
+        ({"name": "os.system"}, "unknown conditioner 'os.system'; known are DinoV2, ClipText, Eff"),
         ({"name": ["DinoV2"]}, "unknown conditioner"),
         ({"name": "ClipText"}, "conditioner must take image; got ClipText, which takes text"),
         ({"args": {**ARGS, "depth": 3}}, "DinoV2: .*'depth'"),
@@ -71,9 +71,15 @@ def test_a_path_needs_a_local_folder(spec: dict[str, Any]) -> None:
 
 
 def test_official_names_choose_the_class() -> None:
-    assert set(CONDITIONERS) == {"DinoV2", "ClipText"}
+    assert set(CONDITIONERS) == {"DinoV2", "ClipText", "EfficientNetLite0"}
     with pytest.raises(CheckpointError, match="cannot load CLIPTextModel from none/none"):
         load_conditioner("none/none", root=None, kind="text", local_files_only=True)
+
+
+def test_names_of_weights_choose_their_class() -> None:
+    assert set(PRETRAINED.values()) <= set(CONDITIONERS)
+    with pytest.raises(CheckpointError, match="conditioner must take text; got EfficientNetLite0, which takes image"):
+        load_conditioner("efficientnet_lite0", root=None, kind="text")
 
 
 def test_nothing_heavy_is_imported_early() -> None:

@@ -13,7 +13,10 @@ import torch
 CONDITIONERS = {
     "DinoV2": ("trellis.conditioning.image", "image"),
     "ClipText": ("trellis.conditioning.text", "text"),
+    "EfficientNetLite0": ("trellis.conditioning.efficientnet", "image"),
 }
+# Names of weights -> the class that reads them. Other names are those of the first class of the kind, as officially.
+PRETRAINED = {"efficientnet_lite0": "EfficientNetLite0"}
 
 
 def load_conditioner(
@@ -28,9 +31,9 @@ def load_conditioner(
     """The conditioner that a `pipeline.json` names.
 
     Args:
-        spec: official name (``dinov2_vitl14_reg``, ``openai/clip-vit-large-patch14``), another Hub id, or
-            ``{"name", "args", "path"}``: a class of `CONDITIONERS`, its arguments, and its weights inside `root`
-            without suffix.
+        spec: official name (``dinov2_vitl14_reg``, ``openai/clip-vit-large-patch14``), a name of `PRETRAINED`,
+            another Hub id, or ``{"name", "args", "path"}``: a class of `CONDITIONERS`, its arguments, and its weights
+            inside `root` without suffix.
         root: the pipeline's folder; None: it is on the Hub, where only names are possible.
         kind: "image" or "text".
         device: where to.
@@ -46,16 +49,17 @@ def load_conditioner(
     from trellis.checkpoints import CheckpointError, confined
 
     if isinstance(spec, str):
-        module = _class(next(name for name, (_, of) in CONDITIONERS.items() if of == kind))
-        return module.from_pretrained(spec, dtype=dtype, **hub).to(device)
+        default = next(name for name, (_, of) in CONDITIONERS.items() if of == kind)
+        chosen = PRETRAINED.get(spec, default)
+        _expect_kind(chosen, kind)
+        return _class(chosen).from_pretrained(spec, dtype=dtype, **hub).to(device)
     unknown = sorted(set(spec) - {"name", "args", "path"})
     name, args, path = spec.get("name"), spec.get("args", {}), spec.get("path")
     if unknown:
         raise CheckpointError(f"conditioner: unknown entry {unknown[0]!r}; there are name, args and path")
     if not isinstance(name, str) or name not in CONDITIONERS:
         raise CheckpointError(f"unknown conditioner {name!r}; known are {', '.join(CONDITIONERS)}")
-    if CONDITIONERS[name][1] != kind:
-        raise CheckpointError(f"conditioner must take {kind}; got {name}, which takes {CONDITIONERS[name][1]}")
+    _expect_kind(name, kind)
     if not isinstance(args, Mapping) or not isinstance(path, str):
         raise CheckpointError(f"conditioner {name}: args must be an object and path a string; got {args!r}, {path!r}")
     inside = confined(path)
@@ -64,6 +68,13 @@ def load_conditioner(
     if not (root / inside).parent.resolve().is_relative_to(root.resolve()):
         raise CheckpointError(f"path must be relative and stay inside its folder; got {path!r}, a link out of it")
     return _class(name).load(args, root / inside).to(device=device, dtype=dtype or torch.float32)
+
+
+def _expect_kind(name: str, kind: str) -> None:
+    from trellis.checkpoints import CheckpointError
+
+    if CONDITIONERS[name][1] != kind:
+        raise CheckpointError(f"conditioner must take {kind}; got {name}, which takes {CONDITIONERS[name][1]}")
 
 
 def _class(name: str) -> Any:
