@@ -14,9 +14,14 @@ CONDITIONERS = {
     "DinoV2": ("trellis.conditioning.image", "image"),
     "ClipText": ("trellis.conditioning.text", "text"),
     "EfficientNetLite0": ("trellis.conditioning.efficientnet", "image"),
+    "MiniLM": ("trellis.conditioning.minilm", "text"),
 }
 # Names of weights -> the class that reads them. Other names are those of the first class of the kind, as officially.
-PRETRAINED = {"efficientnet_lite0": "EfficientNetLite0"}
+PRETRAINED = {
+    "efficientnet_lite0": "EfficientNetLite0",
+    "minilm": "MiniLM",
+    "sentence-transformers/all-MiniLM-L6-v2": "MiniLM",
+}
 
 
 def load_conditioner(
