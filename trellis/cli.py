@@ -120,6 +120,50 @@ def render(
 
 
 @app.command()
+def train(
+    config: Annotated[str, typer.Argument(help="A training configuration (.json), or the name of a shipped one.")],
+    data: Annotated[list[Path], typer.Option(help="Folder written by `trellis prepare`; may be repeated.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the run: checkpoints, log, samples.")],
+    steps: Annotated[int | None, typer.Option(help="Stop after this many steps in all.")] = None,
+    load: Annotated[
+        str | None, typer.Option(help="Weights to start from: another run's folder, or a model (stem, Hub path).")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of the run.")] = False,
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda, cuda:1, ...; auto: a GPU if every operator runs there.")
+    ] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="fp32, bf16, fp16, amp; auto: the configuration's on a GPU, fp32 on a CPU.")
+    ] = "auto",
+    threads: Annotated[int | None, typer.Option(help="Threads of the CPU.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes that read samples; 0: a thread of this one.")] = 0,
+    time_limit: Annotated[float | None, typer.Option(help="Minutes after which to save and stop.")] = None,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard files.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Log more, and show tracebacks.")] = False,
+) -> None:
+    """Train the models of a configuration; Ctrl-C saves and stops."""
+    from trellis.commands.train import Request, run
+
+    _log(verbose)
+    request = Request(
+        config=config,
+        data=data,
+        output=output,
+        steps=steps,
+        load=load,
+        resume=resume,
+        device=device,
+        precision=precision,
+        threads=threads,
+        workers=workers,
+        minutes=time_limit,
+        tensorboard=tensorboard,
+        verbose=verbose,
+    )
+    raise typer.Exit(run(request))
+
+
+@app.command()
 def doctor() -> None:
     """Say what is compiled, which device there is, which kernel serves which operator, which models are cached."""
     from trellis.commands.doctor import run

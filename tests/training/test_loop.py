@@ -1,0 +1,176 @@
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.training.tiny import Balls, Flow, Reconstruction, flow_config, vae_config
+from trellis import load_model
+from trellis.training import checkpoint
+from trellis.training.batches import Plan, Reader, balanced_groups, samples_of_step
+from trellis.training.log import read_log
+from trellis.training.loop import Options, train
+
+ROOT = Path(__file__).parents[2]
+
+
+def losses(run: Path) -> list[float]:
+    return [line["loss"] for line in read_log(run)]
+
+
+def test_a_structure_vae_learns_and_its_checkpoints_load_as_models(tmp_path: Path) -> None:
+    state = train(vae_config(max_steps=30, i_save=20), [], tmp_path, dataset=Balls(), objective=Reconstruction())
+    curve = losses(tmp_path)
+    assert state.step == len(curve) == 30
+    assert curve[-1] < 0.4 * curve[0]
+    assert checkpoint.saved_steps(tmp_path) == [20, 30]
+    names = {path.name for path in (tmp_path / "ckpts").iterdir()}
+    assert {f"{r}{e}_step0000030.{s}" for r in ("encoder", "decoder") for e in ("", "_ema0.9") for s in
+            ("json", "safetensors")} <= names  # fmt: skip
+    decoder = load_model(tmp_path / "ckpts/decoder_step0000030")
+    latent = torch.randn(1, 2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(decoder(latent), state.models["decoder"](latent))
+    average = load_model(tmp_path / "ckpts/decoder_ema0.9_step0000030")
+    assert not torch.equal(average(latent), decoder(latent))
+
+
+def test_a_structure_flow_learns(tmp_path: Path) -> None:
+    config = flow_config(max_steps=100, i_save=100, lr_scheduler={"name": "cosine", "args": {"warmup": 5}})
+    train(config, [], tmp_path, dataset=Balls(latents=True), objective=Flow())
+    curve = losses(tmp_path)
+    assert sum(curve[-10:]) < 0.9 * sum(curve[:10])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_run_stopped_and_resumed_is_the_run_uninterrupted_to_the_last_bit(tmp_path: Path, workers: int) -> None:
+    config = vae_config(batch_split=2)
+    whole = train(config, [], tmp_path / "whole", dataset=Balls(), objective=Reconstruction())
+    reasons = iter([None] * 6 + ["enough"])
+    part = train(
+        config, [], tmp_path / "parts", dataset=Balls(), objective=Reconstruction(), stop=lambda: next(reasons)
+    )
+    assert (part.step, part.stopped) == (7, "enough")
+    options = Options(resume=True, workers=workers)
+    again = train(config, [], tmp_path / "parts", options, dataset=Balls(), objective=Reconstruction())
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    assert torch.equal(again.weights.master, whole.weights.master)
+    assert torch.equal(again.weights.averages[0.9], whole.weights.averages[0.9])
+
+
+PROGRAM = """
+import sys, time
+from pathlib import Path
+from tests.training.tiny import *
+from trellis.training.loop import Options, train
+def slowly(progress):
+    if progress.step > 7 and sys.argv[2] == "slow":
+        time.sleep(60)
+train(flow_config(), [], Path(sys.argv[1]), Options(resume=True), dataset=Balls(latents=True), objective=Flow(),
+      progress=slowly)
+"""
+
+
+def test_a_run_killed_with_signal_9_resumes_to_the_same_curve(tmp_path: Path) -> None:
+    config = flow_config()
+    whole = train(config, [], tmp_path / "whole", dataset=Balls(latents=True), objective=Flow())
+    run = tmp_path / "killed"
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(run), "slow"], cwd=ROOT)
+    try:
+        deadline = time.monotonic() + 60
+        while not (run / "log.txt").exists() or len(read_log(run)) < 8:
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.05)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    assert checkpoint.saved_steps(run) == [5]  # steps 5, 6 and 7 are lost and done again
+    state = train(config, [], run, Options(resume=True), dataset=Balls(latents=True), objective=Flow())
+    assert losses(run) == losses(tmp_path / "whole")
+    assert torch.equal(state.weights.master, whole.weights.master)
+
+
+def test_a_half_written_checkpoint_is_not_one(tmp_path: Path) -> None:
+    config = flow_config(max_steps=10)
+    train(config, [], tmp_path, dataset=Balls(latents=True), objective=Flow())
+    (tmp_path / "ckpts/misc_step0000010.json").unlink()
+    assert checkpoint.saved_steps(tmp_path) == [5]
+    before = losses(tmp_path)
+    train(config, [], tmp_path, Options(resume=True), dataset=Balls(latents=True), objective=Flow())
+    assert losses(tmp_path) == before
+
+
+def test_a_folder_with_checkpoints_is_not_overwritten_by_accident(tmp_path: Path) -> None:
+    train(flow_config(max_steps=1), [], tmp_path, dataset=Balls(latents=True), objective=Flow())
+    with pytest.raises(FileExistsError, match="has a checkpoint of step 1: resume it"):
+        train(flow_config(max_steps=1), [], tmp_path, dataset=Balls(latents=True), objective=Flow())
+
+
+def test_old_checkpoints_go_when_only_some_are_kept(tmp_path: Path) -> None:
+    config = flow_config(max_steps=4, i_save=1, keep_checkpoints=1)
+    train(config, [], tmp_path, dataset=Balls(latents=True), objective=Flow())
+    assert checkpoint.saved_steps(tmp_path) == [3, 4]
+    assert not list((tmp_path / "ckpts").glob("*step0000002*"))
+
+
+def test_a_time_limit_saves_and_stops(tmp_path: Path) -> None:
+    state = train(flow_config(), [], tmp_path, Options(minutes=0), dataset=Balls(latents=True), objective=Flow())
+    assert (state.step, state.stopped) == (1, "time limit")
+    assert checkpoint.saved_steps(tmp_path) == [1]
+    assert json.loads((tmp_path / "config.json").read_text()) == flow_config().to_json()
+
+
+def test_a_sample_that_cannot_be_read_is_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        state = train(vae_config(), [], tmp_path, dataset=Balls(5, broken=2), objective=Reconstruction())
+    assert state.step == 12
+    assert "sample 2 cannot be read, another is taken: this one is broken" in caplog.text
+
+
+def test_each_epoch_passes_through_every_sample_once_in_another_order() -> None:
+    order = [index for step in range(10) for index in samples_of_step(20, 4, 3, step)]
+    assert sorted(order[:20]) == sorted(order[20:]) == list(range(20))
+    assert order[:20] != order[20:]
+    with pytest.raises(ValueError, match="must have at least one sample"):
+        samples_of_step(0, 4, 3, 0)
+
+
+def test_groups_are_balanced_as_officially_and_none_is_empty() -> None:
+    from tests.support.golden import golden
+
+    info = golden("train_utils").info
+    assert balanced_groups(info["loads"], 4) == info["groups"]
+    with pytest.raises(ValueError, match="a sample for each of its 3 passes; it has 2"):
+        balanced_groups([1, 2], 3)
+
+
+def test_passes_are_the_same_whatever_process_has_them() -> None:
+    data = Balls()
+    whole = Plan(0, 8, 4, range(4)).passes(data, 3)
+    halves = [Plan(0, 8, 4, mine).passes(data, 3) for mine in (range(2), range(2, 4))]
+    assert whole == halves[0] + halves[1]
+    with Reader(data, Plan(0, 4, 2, range(2)), 5, 7, workers=0) as reader:
+        assert [step for step, batches in reader] == [5, 6]
+
+
+def test_a_run_starts_from_another_or_from_a_model(tmp_path: Path) -> None:
+    data, config = Balls(latents=True), flow_config(max_steps=2)
+    first = train(config, [], tmp_path / "a", dataset=data, objective=Flow())
+    still = flow_config(max_steps=1, optimizer={"name": "SGD", "args": {"lr": 0.0}})
+    stem = tmp_path / "a/ckpts/denoiser_step0000002"
+    for name, load in (("b", tmp_path / "a"), ("c", stem), ("d", f"denoiser={stem}")):
+        state = train(still, [], tmp_path / name, Options(load=str(load)), dataset=data, objective=Flow())
+        assert torch.equal(state.weights.master, first.weights.master)
+    with pytest.raises(ValueError, match="no model has the role 'decoder'; there are denoiser"):
+        train(still, [], tmp_path / "e", Options(load=f"decoder={stem}"), dataset=data, objective=Flow())
+    with pytest.raises(ValueError, match="must be a run's folder or role=stem"):
+        train(vae_config(), [], tmp_path / "e", Options(load=str(stem)), dataset=Balls(), objective=Reconstruction())
+    load = f"encoder={stem}"
+    with pytest.raises(ValueError, match="does not fit: "):
+        train(vae_config(), [], tmp_path / "e", Options(load=load), dataset=Balls(), objective=Reconstruction())
