@@ -12,6 +12,9 @@ from typer.testing import CliRunner, Result
 
 import trellis_kernels
 from tests.pipelines.test_image_to_3d import picture
+from tests.support.bert import tiny_bert
+from tests.support.runs import tiny_models
+from trellis.checkpoints import save_model
 from trellis.cli import app
 
 
@@ -83,6 +86,51 @@ def test_says_in_one_line_what_was_wrong(photo: Path, tmp_path: Path, arguments:
     assert message in result.output.replace("\n", "")
     assert "Traceback" not in result.output
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def text_model(tmp_path: Path) -> Path:
+    """A bundle of untrained models, for sentences of the words that its tiny encoder knows."""
+    models = tiny_models()
+    folder = tmp_path / "model"
+    for role, model in models.items():
+        save_model(model, folder / "ckpts" / role)
+    tiny_bert(folder / "words")
+    sampler = {"name": "FlowEulerSampler", "args": {"sigma_min": 1e-5}, "params": {"steps": 1, "cfg_strength": 0.0}}
+    args = {
+        "models": {role: f"ckpts/{role}" for role in models},
+        "sparse_structure_sampler": sampler,
+        "slat_sampler": sampler,
+        "slat_normalization": {"mean": [0.0] * 8, "std": [1.0] * 8},
+    }
+    image = {"name": "TrellisImageTo3DPipeline", "args": {**args, "image_cond_model": "dinov2_vitl14_reg"}}
+    (folder / "pipeline.json").write_text(json.dumps(image))
+    text = {"name": "MiniLM", "args": {}, "path": "words"}
+    description = {"name": "TrellisTextTo3DPipeline", "args": {**args, "text_cond_model": text}}
+    (folder / "text_pipeline.json").write_text(json.dumps(description))
+    return folder
+
+
+def test_generate_takes_sentences(text_model: Path, tmp_path: Path) -> None:
+    sentences = ("--text", "A red chair!", "--text", "table")
+    result = trellis("generate", *sentences, "--model", text_model, "-o", tmp_path / "out", "--formats", "ply")
+    assert result.exit_code == 0, result.output
+    for name, sentence in (("a-red-chair", "A red chair!"), ("table", "table")):
+        folder = tmp_path / "out" / name
+        assert {path.name for path in folder.iterdir()} == {"gaussians.ply", "report.json"}
+        assert json.loads((folder / "report.json").read_text())["prompt"] == sentence
+    result = trellis("generate", "--text", "a", "--one-object", "-o", tmp_path / "x")
+    assert result.exit_code == 1
+    assert "--one-object is for photos, not for --text" in result.output
+    result = trellis("generate", *sentences, "-o", tmp_path / "x.glb")
+    assert "is one file, but there are 2 sentences" in result.output.replace("\n", "")
+
+
+def test_photos_and_sentences_exclude_each_other(photo: Path, tmp_path: Path) -> None:
+    for arguments in ([], [photo, "--text", "a chair"]):
+        result = trellis("generate", *arguments, "-o", tmp_path / "out")
+        assert result.exit_code == 2
+        assert "give photos, or sentences with --text" in result.output
 
 
 def test_missing_output_is_a_usage_error(photo: Path) -> None:

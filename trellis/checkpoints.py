@@ -77,7 +77,7 @@ def build_model(class_name: str, args: Mapping[str, Any]) -> Model:
     Raises:
         CheckpointError: the class or an argument is unknown; the known ones are listed.
     """
-    name = _ELASTIC.get(class_name, class_name)
+    name = canonical_name(class_name)
     if name not in MODELS:
         raise CheckpointError(f"unknown model class {class_name!r}; known are {', '.join([*MODELS, *_ELASTIC])}")
     module_name, model_name, config_name = MODELS[name]
@@ -145,6 +145,11 @@ def save_model(model: Model, stem: str | Path) -> None:
     with atomic_path(with_suffix(stem, ".safetensors")) as weights, atomic_path(with_suffix(stem, ".json")) as text:
         save_file(state, weights)
         text.write_text(json.dumps(description, indent=4) + "\n")
+
+
+def canonical_name(class_name: str) -> str:
+    """The plain class of an official name: "Elastic" variants differ only in how they train."""
+    return _ELASTIC.get(class_name, class_name)
 
 
 def official_name(model: Model) -> str:

@@ -18,8 +18,13 @@ def _trellis() -> None:
 
 @app.command()
 def generate(
-    photos: Annotated[list[Path], typer.Argument(help="Photos; each becomes an asset (see --one-object).")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder, or one file such as chair.glb.")],
+    photos: Annotated[
+        list[Path] | None, typer.Argument(help="Photos; each becomes an asset (see --one-object).")
+    ] = None,
+    text: Annotated[
+        list[str] | None, typer.Option("--text", help="A sentence instead of photos; several times: several assets.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Folder or Hub repository; default: the bundled model.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same asset.")] = 42,
     steps: Annotated[int | None, typer.Option(help="Sampling steps of both stages.")] = None,
@@ -43,12 +48,15 @@ def generate(
     ] = None,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Log more, and show tracebacks.")] = False,
 ) -> None:
-    """Make 3D assets from photos."""
+    """Make 3D assets from photos, or from sentences."""
     from trellis.commands.generate import Request, run
 
+    if bool(photos) == bool(text):
+        raise typer.BadParameter("give photos, or sentences with --text")
     _log(verbose)
     request = Request(
-        photos=photos,
+        photos=photos or [],
+        texts=text or [],
         output=output,
         model=model,
         seed=seed,

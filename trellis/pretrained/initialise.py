@@ -116,8 +116,8 @@ def initialise(folder: Path = BUNDLED) -> None:
     """Write the folder: pipeline.json, and every model in the official format."""
     generator = torch.Generator().manual_seed(SEED)
     (folder / "ckpts").mkdir(parents=True, exist_ok=True)
-    models = {role: _seeded(name, args, generator) for role, (_, name, args) in MODELS.items()}
-    _calibrate(models["sparse_structure_flow_model"], models["sparse_structure_decoder"], generator)
+    models = {role: seeded(name, args, generator) for role, (_, name, args) in MODELS.items()}
+    calibrate(models["sparse_structure_flow_model"], models["sparse_structure_decoder"], generator)
     with torch.no_grad():  # unit variance would make splats of a tenth of the object's size
         models["slat_decoder_gs"].get_parameter("out_layer.weight").mul_(0.3)
     for role, (stem, _, _) in MODELS.items():
@@ -150,7 +150,8 @@ def _description() -> dict[str, Any]:
     }
 
 
-def _seeded(name: str, args: dict[str, Any], generator: torch.Generator) -> Model:
+def seeded(name: str, args: dict[str, Any], generator: torch.Generator) -> Model:
+    """A model with random weights, in evaluation mode, its torso float32."""
     model = build_model(name, args | {"use_fp16": False})
     _randomise_(model, generator)
     return model.eval()
@@ -168,13 +169,14 @@ def _randomise_(model: nn.Module, generator: torch.Generator) -> None:
             nn.init.uniform_(parameter, -bound, bound, generator=generator)
 
 
-def _calibrate(flow: Model, decoder: Model, generator: torch.Generator) -> None:
+def calibrate(flow: Model, decoder: Model, generator: torch.Generator) -> None:
     """Set the decoder's last bias so that sampled structures occupy `OCCUPANCY` of the grid."""
     params = SamplerParams(steps=4, guidance=0.0, rescale_t=3.0)
     with torch.inference_mode():
-        tokens = torch.randn(4, 8, 96, generator=generator)
+        config: Any = flow.config
+        tokens = torch.randn(4, 8, config.cond_channels, generator=generator)
         velocity = Condition(tokens, torch.zeros_like(tokens)).velocity(flow, params)
-        noise = torch.randn(4, 8, 8, 8, 8, generator=generator)
+        noise = torch.randn(4, config.in_channels, *(config.resolution,) * 3, generator=generator)
         *_, last = euler(velocity, noise, params.steps, params.rescale_t)
         logits: Tensor = decoder(last.x)
     with torch.no_grad():
