@@ -40,6 +40,11 @@ class Names:
     def misc(self) -> Path:
         return self.run / FOLDER / f"misc_step{self.step:07d}"
 
+    @property
+    def shards(self) -> Path:
+        """Folder of what the processes of FSDP2 hold, in the format of `torch.distributed.checkpoint`."""
+        return self.run / FOLDER / f"shards_step{self.step:07d}"
+
     def delete(self) -> None:
         """Remove the step, its mark of completeness first."""
         with_suffix(self.misc, ".json").unlink(missing_ok=True)

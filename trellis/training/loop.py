@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,16 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from trellis.atomic import atomic_path
-from trellis.checkpoints import build_model
-from trellis.models.config import Model
 from trellis.training import checkpoint
 from trellis.training.batches import Dataset, Plan, Reader, to_device
-from trellis.training.clip import build_clipper
-from trellis.training.config import ConfigError, LoopConfig, TrainingConfig
+from trellis.training.conditions import Conditions
+from trellis.training.config import LoopConfig, TrainingConfig
+from trellis.training.distributed import check_parallel, processes
 from trellis.training.log import RunLog
-from trellis.training.optim import FlatOptimizer, LossScale, StepReport, learning_rate_factor
-from trellis.training.start import start_from, starting_stems
-from trellis.training.weights import FlatWeights
+from trellis.training.optim import StepReport, learning_rate_factor
+from trellis.training.sharded import ShardedWeights
+from trellis.training.start import starting_stems
+from trellis.training.state import Run, build_run, chosen_precision, restore_run, save_run
 
 logger = logging.getLogger(__name__)
 PATIENCE = 100  # steps in a row that may not be finite
@@ -48,10 +48,11 @@ class Options:
         steps: stop after this many steps in all, before `max_steps`.
         device: where to train.
         precision: fp32, bf16, fp16 or amp; auto: what the configuration says on a GPU, float32 on a CPU.
+        parallel: with several processes, `ddp` (each has the whole model) or `fsdp2` (it is divided).
         workers: processes that read samples; 0: one thread.
         ahead: steps read in advance.
         resume: go on from the newest checkpoint in the folder.
-        load: a run's folder (its newest checkpoint), or the stem or Hub path of a model, to start from.
+        load: what to start from, see `trellis.training.start`.
         minutes: stop after this time.
         tensorboard: write TensorBoard files.
     """
@@ -59,6 +60,7 @@ class Options:
     steps: int | None = None
     device: str = "cpu"
     precision: str = "auto"
+    parallel: str = "ddp"
     workers: int = 0
     ahead: int = 3
     resume: bool = False
@@ -82,30 +84,10 @@ class Progress:
     line: Mapping[str, Any]
 
 
-@dataclass
-class Run:
-    """A run as it was when it ended.
-
-    Args:
-        models: role -> model, with the weights of the last step.
-        weights: the float32 weights and their averages.
-        step: steps done.
-        stopped: why it ended before its last step; None: it did not.
-    """
-
-    models: dict[str, Model]
-    weights: FlatWeights
-    optimizer: FlatOptimizer
-    step: int = 0
-    stopped: str | None = None
-    skipped: int = 0
-    started: float = field(default_factory=time.monotonic)
-
-
 def train(
     config: TrainingConfig,
     roots: Sequence[Path],
-    run: Path,
+    folder: Path,
     options: Options | None = None,
     *,
     dataset: Dataset | None = None,
@@ -116,12 +98,12 @@ def train(
     """Train the models of a configuration.
 
     Everything random is a function of the seed, the step and the place in it, so a resumed run goes on to the last bit
-    as if it had not been interrupted.
+    as if it had not been interrupted, and does the same on any number of processes.
 
     Args:
         config: models, dataset and trainer.
         roots: folders of prepared data.
-        run: folder of the run; checkpoints, log and samples go there.
+        folder: of the run; checkpoints, log and samples go there.
         options: how it is run.
         dataset: instead of that of the configuration.
         objective: instead of that of the configuration.
@@ -131,40 +113,61 @@ def train(
     Raises:
         ConfigError: the configuration does not fit.
         CheckpointError: weights to load do not fit.
-        FileExistsError: `run` has checkpoints and it was not said to resume.
+        FileExistsError: the folder has checkpoints and it was not said to resume.
         FloatingPointError: many steps in a row were not finite.
     """
     options = options or Options()
     loop, objective, dataset = _parts(config, roots, dataset, objective)
-    start = _start(run, options)
-    state = _build(config, loop, options, start)
-    if start:
-        _restore(state, loop, checkpoint.Names(run, start))
-    last = min(loop.max_steps, options.steps or loop.max_steps)
-    _describe(run, config)
-    batch, split = loop.per_process(1), loop.batch_split
-    plan = Plan(loop.seed, batch, split, range(split))
+    start = _start(folder, options)
+    with processes(options.device) as team:
+        precision = chosen_precision(loop, options.precision, team.device)
+        check_parallel(options.parallel, precision)
+        stems = {} if start else starting_stems(config.models, options.load, loop.finetune_ckpt)
+        run = build_run(config, loop, objective, team, precision=precision, parallel=options.parallel, stems=stems)
+        if start:
+            restore_run(run, checkpoint.Names(folder, start))
+        _loop(run, folder, options, dataset, progress, stop)
+    return run
+
+
+def _loop(
+    run: Run,
+    folder: Path,
+    options: Options,
+    dataset: Dataset,
+    progress: Callable[[Progress], None] | None,
+    stop: Callable[[], str | None] | None,
+) -> None:
+    loop, team = run.loop, run.team
+    start, last = run.step, min(loop.max_steps, options.steps or loop.max_steps)
+    batch, split = loop.per_process(team.count) * team.count, loop.batch_split
+    plan = Plan(loop.seed, batch, split * team.count, range(split * team.rank, split * (team.rank + 1)))
+    conditions = Conditions(loop, team.device, getattr(dataset, "neg_cond", None))
     with ExitStack() as stack:
-        log = stack.enter_context(RunLog(run, start, tensorboard=options.tensorboard))
+        log: RunLog | None = None
+        if team.first:
+            _describe(folder, run.config)
+            log = stack.enter_context(RunLog(folder, start, tensorboard=options.tensorboard))
         reader = stack.enter_context(Reader(dataset, plan, start, last, workers=options.workers, ahead=options.ahead))
         clock = time.monotonic()
         for step, batches in reader:
-            report, terms = _step(state, loop, plan, objective, step, batches, options)
-            state.step = step + 1
-            now = time.monotonic()
-            line = _line(step, report, terms, now - clock, batch)
-            clock = now
-            log.write(line)
-            if state.step % loop.i_log == 0:
-                log.scalars(state.step, {key: value for key, value in line.items() if key != "step"})
-            if progress is not None:
-                progress(Progress(state.step, last, line))
-            state.stopped = _reason(state, options, stop) if state.step < last else None
-            if state.step % loop.i_save == 0 or state.step == last or state.stopped:
-                _save(state, config, loop, checkpoint.Names(run, state.step))
-            if state.stopped:
+            report, terms = _step(run, plan, conditions, step, batches)
+            run.step = step + 1
+            clock, before = time.monotonic(), clock
+            line = _line(step, report, terms, clock - before, batch)
+            if log is not None:
+                log.write(line)
+                if run.step % loop.i_log == 0:
+                    log.scalars(run.step, {key: value for key, value in line.items() if key != "step"})
+                if progress is not None:
+                    progress(Progress(run.step, last, line))
+            run.stopped = _reason(run, options, stop) if run.step < last else None
+            if loop.i_ddpcheck and run.step % loop.i_ddpcheck == 0 and not isinstance(run.weights, ShardedWeights):
+                team.check_equal(run.weights.master)
+            if run.step % loop.i_save == 0 or run.step == last or run.stopped:
+                save_run(run, checkpoint.Names(folder, run.step))
+            if run.stopped:
                 break
-    return state
 
 
 def _parts(
@@ -178,6 +181,7 @@ def _parts(
         objective = built
     else:
         loop, _ = LoopConfig.of(args, getattr(objective, "arguments", ()))
+    learning_rate_factor(loop.lr_scheduler, 0, loop.max_steps)
     if dataset is None:
         data = importlib.import_module("trellis.data")
         read: Dataset = data.build_dataset(config.dataset.name, config.dataset.args, roots)
@@ -185,79 +189,37 @@ def _parts(
     return loop, objective, dataset
 
 
-def _start(run: Path, options: Options) -> int:
-    saved = checkpoint.saved_steps(run)
+def _start(folder: Path, options: Options) -> int:
+    saved = checkpoint.saved_steps(folder)
     if saved and not options.resume:
-        raise FileExistsError(f"{run} has a checkpoint of step {saved[-1]}: resume it, or train into another folder")
+        raise FileExistsError(f"{folder} has a checkpoint of step {saved[-1]}: resume it, or train into another folder")
     return saved[-1] if saved else 0
 
 
-def _build(config: TrainingConfig, loop: LoopConfig, options: Options, start: int) -> Run:
-    precision = chosen_precision(loop, options)
-    models: dict[str, Model] = {}
-    stems = {} if start else starting_stems(config.models, options.load, loop.finetune_ckpt)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(loop.seed)
-        for role, described in config.models.items():
-            model = build_model(described.name, described.args)
-            half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision, torch.float32)
-            model.set_torso_dtype(torch.float32)
-            if role in stems:
-                start_from(model, stems[role])
-            models[role] = model.to(options.device).train()
-            if half != torch.float32:
-                model.set_torso_dtype(half)
-    weights = FlatWeights(models, loop.ema_rate)
-    scale = LossScale(growth=loop.fp16_scale_growth) if precision == "fp16" else LossScale(0.0, 0.0, enabled=False)
-    optimizer = FlatOptimizer(loop.optimizer, weights, build_clipper(loop.grad_clip), scale)
-    learning_rate_factor(loop.lr_scheduler, 0, loop.max_steps)
-    return Run(models, weights, optimizer)
-
-
-def chosen_precision(loop: LoopConfig, options: Options) -> str:
-    """fp32, bf16, fp16 or amp.
-
-    Raises:
-        ConfigError: it is none of these.
-    """
-    chosen = options.precision
-    if chosen == "auto" and loop.precision is not None:
-        chosen = loop.precision
-    if chosen == "auto":
-        on_gpu = torch.device(options.device).type != "cpu"
-        chosen = {"inflat_all": "fp16", "amp": "amp"}.get(str(loop.fp16_mode), "fp32") if on_gpu else "fp32"
-    if chosen not in ("fp32", "bf16", "fp16", "amp"):
-        raise ConfigError(f"precision must be auto, fp32, bf16, fp16 or amp; got {chosen!r}")
-    return chosen
-
-
 def _step(
-    state: Run,
-    loop: LoopConfig,
-    plan: Plan,
-    objective: Objective,
-    step: int,
-    batches: list[dict[str, Any]],
-    options: Options,
+    run: Run, plan: Plan, conditions: Conditions, step: int, batches: list[dict[str, Any]]
 ) -> tuple[StepReport, dict[str, float]]:
-    device = torch.device(options.device)
+    device = run.team.device
     amp: AbstractContextManager[Any] = nullcontext()
-    if chosen_precision(loop, options) == "amp":
+    if run.precision == "amp":
         amp = torch.autocast(device.type, torch.bfloat16)
-    state.weights.zero_gradient()
+    run.weights.zero_gradient()
     sums: dict[str, Tensor] = {}
     for group, batch in zip(plan.mine, batches, strict=True):
-        with amp:
-            terms = objective(state.models, to_device(batch, device), plan.generator(step, group, device))
-        (terms["loss"] * (state.optimizer.scale.factor / plan.groups)).backward()
+        ready = conditions(to_device(batch, device))
+        with run.passes.accumulating(last=group == plan.mine[-1]):
+            with amp:
+                terms = run.passes(ready, plan.generator(step, group, device))
+            (terms["loss"] * (run.optimizer.scale.factor / len(plan.mine))).backward()
         for name, term in terms.items():
             value = term.detach().float()
             sums[name] = sums[name] + value if name in sums else value
+    # The processes log the same terms, in the same order: they are one vector.
     names = list(sums)
-    values = (torch.stack([sums[name] for name in names]) / plan.groups).tolist()
-    report = state.optimizer.step(learning_rate_factor(loop.lr_scheduler, step, loop.max_steps))
-    state.skipped = 0 if report.finite else state.skipped + 1
-    if state.skipped >= PATIENCE:
+    values = run.team.mean(torch.stack([sums[name] for name in names]) / len(plan.mine)).tolist()
+    report = run.optimizer.step(learning_rate_factor(run.loop.lr_scheduler, step, run.loop.max_steps))
+    run.skipped = 0 if report.finite else run.skipped + 1
+    if run.skipped >= PATIENCE:
         raise FloatingPointError(f"{PATIENCE} steps in a row were not finite; the last is {step}")
     return report, dict(zip(names, values, strict=True))
 
@@ -275,35 +237,14 @@ def _line(step: int, report: StepReport, terms: Mapping[str, float], seconds: fl
     }
 
 
-def _reason(state: Run, options: Options, stop: Callable[[], str | None] | None) -> str | None:
-    if stop is not None and (reason := stop()):
-        return reason
-    if options.minutes is not None and time.monotonic() - state.started >= 60 * options.minutes:
-        return "time limit"
-    return None
+def _reason(run: Run, options: Options, stop: Callable[[], str | None] | None) -> str | None:
+    reason = stop() if stop is not None else None
+    late = options.minutes is not None and time.monotonic() - run.started >= 60 * options.minutes
+    # One process may be told to stop, or be late, before the others: all save the same step.
+    agreed = run.team.agree(2 if reason else int(late))
+    return (None, "time limit", reason or "another process was stopped")[agreed]
 
 
-def _describe(run: Path, config: TrainingConfig) -> None:
-    with atomic_path(run / "config.json") as temporary:
+def _describe(folder: Path, config: TrainingConfig) -> None:
+    with atomic_path(folder / "config.json") as temporary:
         temporary.write_text(json.dumps(config.to_json(), indent=4) + "\n", encoding="utf-8")
-
-
-def _save(state: Run, config: TrainingConfig, loop: LoopConfig, names: checkpoint.Names) -> None:
-    for role, described in config.models.items():
-        for rate in (None, *loop.ema_rate):
-            checkpoint.write_model(names.model(role, rate), described, state.weights.state(role, rate))
-    checkpoint.write_misc(names, state.optimizer.tensors(), {"step": state.step, **state.optimizer.state()})
-    if loop.keep_checkpoints is not None:
-        for step in checkpoint.saved_steps(names.run)[: -1 - loop.keep_checkpoints]:
-            checkpoint.Names(names.run, step).delete()
-
-
-def _restore(state: Run, loop: LoopConfig, names: checkpoint.Names) -> None:
-    for role in state.models:
-        for rate in (None, *loop.ema_rate):
-            expected = state.weights.state(role, rate)
-            state.weights.restore(role, checkpoint.read_model(names.model(role, rate), expected), rate)
-    state.weights.publish()
-    tensors, remembered = checkpoint.read_misc(names)
-    state.optimizer.restore(tensors, remembered)
-    state.step = remembered["step"]

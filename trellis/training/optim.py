@@ -86,6 +86,21 @@ def learning_rate_factor(schedule: Named | None, step: int, max_steps: int) -> f
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def build_optimizer(described: Named, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimiser of a configuration, fused unless it says otherwise.
+
+    Raises:
+        ConfigError: an argument is unknown or impossible.
+    """
+    arguments = {"fused": True, **described.args}
+    if "betas" in arguments:
+        arguments["betas"] = tuple(arguments["betas"])
+    try:
+        return _CLASSES[described.name](parameters, **arguments)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"optimizer {described.name}: {error}") from None
+
+
 class FlatOptimizer:
     """Updates `FlatWeights`.
 
@@ -100,14 +115,7 @@ class FlatOptimizer:
         self.weights, self.clipper, self.scale = weights, clipper, scale
         vector = torch.nn.Parameter(weights.master, requires_grad=True)
         vector.grad = weights.gradient
-        arguments = dict(described.args)
-        arguments.setdefault("fused", True)
-        if "betas" in arguments:
-            arguments["betas"] = tuple(arguments["betas"])
-        try:
-            self.optimizer = _CLASSES[described.name]([vector], **arguments)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"optimizer {described.name}: {error}") from None
+        self.optimizer = build_optimizer(described, [vector])
         self.vector = vector
         self.lr = float(self.optimizer.param_groups[0]["lr"])
 
