@@ -172,6 +172,84 @@ def train(
 
 
 @app.command()
+def prepare(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            help="Folder of GLB, glTF, OBJ, PLY, STL files; sweethome3d (installed), or a folder or .deb of it."
+            " Left out: go on with what is in the data folder."
+        ),
+    ] = None,
+    data: Annotated[Path, typer.Option("-o", "--data", help="The prepared folder.")] = Path("data"),
+    steps: Annotated[
+        str,
+        typer.Option(help="Of: render, render_cond, voxelize, features, conditions, structure_latents, latents."),
+    ] = "render,render_cond,voxelize",
+    choose: Annotated[str, typer.Option("--filter", help="all; furniture: 200-60k faces, colored, no doors.")] = "all",
+    variants: Annotated[int, typer.Option(help="Turned, mirrored, stretched, recolored copies of each object.")] = 0,
+    views: Annotated[int, typer.Option(help="Renders of each object.")] = 150,
+    resolution: Annotated[int, typer.Option(help="Pixels per side of a render.")] = 512,
+    ssaa: Annotated[int, typer.Option(help="Samples per side of a pixel.")] = 2,
+    depth: Annotated[bool, typer.Option("--depth", help="Also keep depths, for the visibility of features.")] = False,
+    cond_views: Annotated[int, typer.Option(help="Conditioning pictures of each object.")] = 24,
+    cond_resolution: Annotated[int, typer.Option(help="Pixels per side of them.")] = 1024,
+    cond_azimuth: Annotated[float, typer.Option(help="At most so many degrees from the front.")] = 180.0,
+    cond_elevation: Annotated[str, typer.Option(help="Lowest and highest elevation in degrees.")] = "-90,90",
+    voxel_resolution: Annotated[int, typer.Option(help="Voxels per side.")] = 64,
+    feature_model: Annotated[str, typer.Option(help="Whose features are back-projected.")] = "dinov2_vitl14_reg",
+    image_encoder: Annotated[str, typer.Option(help="Whose tokens of the pictures are kept.")] = "dinov2_vitl14_reg",
+    text_encoder: Annotated[str, typer.Option(help="Whose tokens of the captions are kept.")] = "",
+    augmentations: Annotated[int, typer.Option(help="Changed copies of each conditioning picture.")] = 0,
+    structure_encoder: Annotated[str, typer.Option(help="Trained structure encoder, without suffix.")] = "",
+    latent_encoder: Annotated[str, typer.Option(help="Trained latent encoder, without suffix.")] = "",
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    jobs: Annotated[int, typer.Option("-j", "--jobs", help="Worker processes.")] = 1,
+    limit: Annotated[int | None, typer.Option(help="At most so many objects in this run.")] = None,
+    rank: Annotated[int, typer.Option(help="Of this machine, from 0.")] = 0,
+    world_size: Annotated[int, typer.Option(help="How many machines share the work.")] = 1,
+    ray: Annotated[str | None, typer.Option(help="Run on a Ray cluster: its address, or local.")] = None,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Log more, and show tracebacks.")] = False,
+) -> None:
+    """Turn 3D objects into training data: renders, voxels, features, latents."""
+    from trellis.commands.prepare import Request, run
+
+    _log(verbose)
+    options = {
+        "variants": variants,
+        "views": views,
+        "resolution": resolution,
+        "ssaa": ssaa,
+        "depth": depth,
+        "cond_views": cond_views,
+        "cond_resolution": cond_resolution,
+        "cond_azimuth": cond_azimuth,
+        "cond_elevation": cond_elevation,
+        "voxel_resolution": voxel_resolution,
+        "feature_model": feature_model,
+        "image_encoder": image_encoder,
+        "text_encoder": text_encoder,
+        "augmentations": augmentations,
+        "structure_encoder": structure_encoder,
+        "latent_encoder": latent_encoder,
+        "seed": seed,
+    }
+    request = Request(
+        source=source,
+        data=data,
+        steps=tuple(name.strip() for name in steps.split(",") if name.strip()),
+        options=options,
+        choose=choose,
+        jobs=jobs,
+        rank=rank,
+        world_size=world_size,
+        limit=limit,
+        ray=ray,
+        verbose=verbose,
+    )
+    raise typer.Exit(run(request))
+
+
+@app.command()
 def doctor() -> None:
     """Say what is compiled, which device there is, which kernel serves which operator, which models are cached."""
     from trellis.commands.doctor import run
