@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trellis.atomic import atomic_path
 from trellis.training import checkpoint
@@ -23,6 +23,7 @@ from trellis.training.conditions import Conditions
 from trellis.training.config import LoopConfig, TrainingConfig
 from trellis.training.distributed import check_parallel, processes
 from trellis.training.log import RunLog
+from trellis.training.objectives import Objective, build_objective, objective_arguments
 from trellis.training.optim import StepReport, learning_rate_factor
 from trellis.training.sharded import ShardedWeights
 from trellis.training.start import starting_stems
@@ -30,14 +31,6 @@ from trellis.training.state import Run, build_run, chosen_precision, restore_run
 
 logger = logging.getLogger(__name__)
 PATIENCE = 100  # steps in a row that may not be finite
-
-
-class Objective(Protocol):
-    """What is minimised: the scalars of one pass, of which ``loss`` is the one."""
-
-    def __call__(
-        self, models: Mapping[str, nn.Module], batch: dict[str, Any], generator: torch.Generator
-    ) -> dict[str, Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -175,10 +168,8 @@ def _parts(
 ) -> tuple[LoopConfig, Objective, Dataset]:
     name, args = config.trainer.name, config.trainer.args
     if objective is None:
-        objectives = importlib.import_module("trellis.training.objectives")
-        loop, rest = LoopConfig.of(args, objectives.objective_arguments(name))
-        built: Objective = objectives.build_objective(name, rest)
-        objective = built
+        loop, rest = LoopConfig.of(args, objective_arguments(name))
+        objective = build_objective(name, rest)
     else:
         loop, _ = LoopConfig.of(args, getattr(objective, "arguments", ()))
     learning_rate_factor(loop.lr_scheduler, 0, loop.max_steps)

@@ -1,0 +1,115 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tests.support.golden import golden
+from tests.training.tiny import FLOW, Balls, flow_config
+from trellis import SparseTensor
+from trellis.checkpoints import build_model
+from trellis.training.batches import seeded
+from trellis.training.log import read_log
+from trellis.training.loop import train
+from trellis.training.objectives.flow import FlowMatching, path, velocity
+
+
+def sparse(counts: tuple[int, ...] = (5, 9)) -> SparseTensor:
+    generator = seeded(0)
+    rows = [
+        torch.cat(
+            [
+                torch.full((n, 1), b),
+                torch.stack(torch.unravel_index(torch.randperm(64, generator=seeded(b))[:n], (4, 4, 4)), 1),
+            ],
+            1,
+        )
+        for b, n in enumerate(counts)
+    ]
+    feats = torch.randn(sum(counts), 2, generator=generator)
+    return SparseTensor.from_coords(torch.cat(rows), feats, resolution=4, batch_size=len(counts))
+
+
+class Oracle(nn.Module):
+    """Predicts zero, and remembers what it was asked."""
+
+    def forward(self, x: torch.Tensor | SparseTensor, t: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+        self.x, self.t, self.cond = x, t, cond
+        return x.with_feats(torch.zeros_like(x.feats)) if isinstance(x, SparseTensor) else torch.zeros_like(x)
+
+
+def test_path_and_velocity_are_the_official_ones() -> None:
+    values = golden("train_utils")
+    sigma, t = values.info["sigma_min"], values["in.fm_t"].view(-1, 1, 1)
+    values.check("out.x_t", path(values["in.x0"], values["in.fm_noise"], t, sigma))
+    values.check("out.v", velocity(values["in.x0"], values["in.fm_noise"], sigma))
+
+
+def test_times_are_uniform_or_logit_normal() -> None:
+    uniform = FlowMatching({"name": "uniform"}).draw_times(4000, seeded(0))
+    assert uniform.mean() == pytest.approx(0.5, abs=0.02)
+    normal = FlowMatching({"name": "logitNormal", "args": {"mean": 1.0, "std": 0.5}}).draw_times(4000, seeded(0))
+    logits = torch.logit(normal)
+    assert (float(logits.mean()), float(logits.std())) == pytest.approx((1.0, 0.5), abs=0.03)
+
+
+def test_the_share_of_conditions_asked_for_is_dropped() -> None:
+    flow = FlowMatching(p_uncond=0.25)
+    dropped = flow.drop(torch.ones(2000, 2, 3), torch.zeros(1, 2, 3), seeded(0))
+    assert float(1 - dropped.mean()) == pytest.approx(0.25, abs=0.03)
+    assert torch.equal(dropped.amin((1, 2)), dropped.amax((1, 2)))  # a condition is dropped whole or not at all
+
+
+@pytest.mark.parametrize("kind", ["dense", "sparse"])
+def test_the_error_is_of_the_velocity_at_the_noisy_point(kind: str) -> None:
+    latent = sparse() if kind == "sparse" else torch.randn(2, 2, 4, 4, 4, generator=seeded(1))
+    x0 = latent.feats if isinstance(latent, SparseTensor) else latent
+    model = Oracle()
+    batch = {"x_0": latent, "cond": torch.ones(2, 3, 12), "neg_cond": torch.zeros(1, 3, 12)}
+    terms = FlowMatching(sigma_min=0.1, p_uncond=0.0)({"denoiser": model}, batch, seeded(3))
+    noise = torch.randn(x0.shape, generator=seeded(3))
+    torch.testing.assert_close(terms["loss"], velocity(x0, noise, 0.1).square().mean())
+    assert torch.equal(model.cond, batch["cond"])
+    t = model.t / 1000
+    each = t[latent.segments.index, None] if isinstance(latent, SparseTensor) else t.view(-1, 1, 1, 1, 1)
+    seen = model.x.feats if isinstance(latent, SparseTensor) else model.x
+    torch.testing.assert_close(seen, path(x0, noise, each, 0.1))
+
+
+def test_a_structure_flow_overfits_one_object(tmp_path: Path) -> None:
+    args = {"max_steps": 150, "batch_size": 8, "i_save": 200, "p_uncond": 0.1}
+    optimizer = {"name": "AdamW", "args": {"lr": 1e-2, "weight_decay": 0.0}}
+    train(flow_config(**args, optimizer=optimizer), [], tmp_path, dataset=Balls(1, latents=True))
+    curve = [line["mse"] for line in read_log(tmp_path)]
+    assert sum(curve[-20:]) < 0.35 * sum(curve[:20])
+
+
+def test_a_latent_flow_overfits_one_object() -> None:
+    args = {**FLOW, "num_io_res_blocks": 1, "io_block_channels": [16]}
+    with torch.random.fork_rng():
+        torch.default_generator.manual_seed(0)
+        model = build_model("SLatFlowModel", args)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    one = sparse((20,))
+    batch = {"x_0": one, "cond": torch.ones(1, 3, 12), "neg_cond": torch.zeros(1, 3, 12)}
+    curve = []
+    for step in range(150):
+        loss = FlowMatching()({"denoiser": model}, batch, seeded(step))["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        curve.append(float(loss.detach()))
+    assert sum(curve[-20:]) < 0.5 * sum(curve[:20])
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"t_schedule": {"name": "cubic"}}, "t_schedule must be uniform or logitNormal; got 'cubic'"),
+        ({"t_schedule": {"name": "uniform", "args": {"mean": 1}}}, "t_schedule uniform has no 'mean'"),
+        ({"p_uncond": 2}, "p_uncond must be in"),
+    ],
+)
+def test_impossible_arguments_are_refused(args: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FlowMatching(**args)
