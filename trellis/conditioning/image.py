@@ -110,6 +110,22 @@ class DinoV2(nn.Module):
         Raises:
             ValueError: the shape is another.
         """
+        return F.layer_norm(self._tokens(images), (self.channels,), eps=1e-5)
+
+    def patch_features(self, images: Tensor) -> Tensor:
+        """Tokens of the patches as they are before any norm: what the official features of voxels are made of.
+
+        Args:
+            images: as in `forward`.
+
+        Returns:
+            ``[B, h, w, C]`` float32, h and w in patches.
+        """
+        patch = self.args["patch_size"]
+        tokens = self._tokens(images)[:, 1 + self.args["num_register_tokens"] :]
+        return tokens.unflatten(1, (images.shape[2] // patch, images.shape[3] // patch))
+
+    def _tokens(self, images: Tensor) -> Tensor:
         patch = self.args["patch_size"]
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % patch or images.shape[3] % patch:
             raise ValueError(f"images must be [B, 3, H, W] with H and W multiples of {patch}; got {list(images.shape)}")
@@ -121,7 +137,7 @@ class DinoV2(nn.Module):
         for layer in self.model.encoder.layer:
             output = layer(hidden)
             hidden = output[0] if isinstance(output, tuple) else output
-        return F.layer_norm(hidden.float(), (self.channels,), eps=1e-5)
+        return hidden.float()
 
     def encode(self, images: Sequence[Image.Image]) -> Tensor:
         """Tokens of PIL images, resized to `image_size` (Lanczos) where they have another size: see `forward`."""
