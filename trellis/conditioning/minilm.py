@@ -92,8 +92,8 @@ class MiniLM(nn.Module):
             CheckpointError: it is missing or does not fit; it is said how.
         """
         folder = str(_package_folder()) if str(name) == NAME else str(name)
-        # Its pooler is trained for another task, and its output is not used.
-        model = transformers_model("BertModel", folder, add_pooling_layer=False, **hub)
+        model = transformers_model("BertModel", folder, **hub)
+        model.pooler = None  # trained for another task, and its output is not used
         return cls(model.to(dtype or torch.float32), transformers_model("BertTokenizerFast", folder, **hub))
 
     @classmethod
