@@ -53,7 +53,7 @@ def shell() -> torch.Tensor:
     axis = (torch.arange(RESOLUTION) + 0.5) / RESOLUTION - 0.5
     grid = torch.cartesian_prod(axis, axis, axis)
     outside = (grid.abs() / torch.tensor([0.35, 0.25, 0.3])).amax(1)
-    rows = (((outside < 1.4) & (outside > 0.5)).nonzero()[:, 0]).int()
+    rows = (((outside < 1.3) & (outside > 0.7)).nonzero()[:, 0]).int()
     coords = torch.stack(torch.unravel_index(rows.long(), (RESOLUTION,) * 3), 1).int()
     return torch.cat([torch.zeros_like(coords[:, :1]), coords], 1)
 
