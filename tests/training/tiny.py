@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ class Balls:
         radius = 0.2 + 0.02 * index + 0.05 * noise
         return {"ss": (x * x + y * y + z * z < radius**2).float()[None]}
 
-    def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+    def collate(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         batch: dict[str, Any] = {key: torch.stack([item[key] for item in items]) for key in items[0]}
         if self.latents:
             batch["neg_cond"] = torch.zeros(1, 3, 12)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -87,6 +88,7 @@ def _train(request: Request, progress: Callable[[Any], None], stop: Callable[[],
 
     if request.threads is not None:
         torch.set_num_threads(request.threads)
+    config = load_config(request.config)
     options = Options(
         steps=request.steps,
         device=chosen_device(request.device),
@@ -97,7 +99,7 @@ def _train(request: Request, progress: Callable[[Any], None], stop: Callable[[],
         minutes=request.minutes,
         tensorboard=request.tensorboard,
     )
-    return train(load_config(request.config), request.data, request.output, options, progress=progress, stop=stop)
+    return train(config, request.data, request.output, options, progress=progress, stop=stop, command=sys.argv)
 
 
 @contextmanager

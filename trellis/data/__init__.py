@@ -58,4 +58,5 @@ def build_dataset(name: str, args: Mapping[str, Any], roots: Sequence[Path | str
     given = dict(args) | ({"key": "x_0"} if flow else {})
     parts = tuple(kind.build(given) for kind in kinds)
     columns = [column for part in parts for column in part.columns]
-    return PreparedDataset(find([Path(root) for root in roots], Choice.build(args), columns), parts)
+    sparse = any(kind in (Features, Latents) for kind in kinds)
+    return PreparedDataset(find([Path(root) for root in roots], Choice.build(args), columns), parts, sparse)

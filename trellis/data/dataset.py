@@ -37,10 +37,11 @@ class PreparedDataset:
     Args:
         objects: one sample each.
         parts: what a sample consists of.
+        sparse: whether samples are of different size.
     """
 
-    def __init__(self, objects: Sequence[Object], parts: Sequence[Part]) -> None:
-        self.objects, self.parts = list(objects), tuple(parts)
+    def __init__(self, objects: Sequence[Object], parts: Sequence[Part], sparse: bool = True) -> None:
+        self.objects, self.parts, self.sparse = list(objects), tuple(parts), sparse
 
     def __len__(self) -> int:
         return len(self.objects)
@@ -51,8 +52,8 @@ class PreparedDataset:
         return [item.sha256 for item in self.objects]
 
     def num_voxels(self, index: int) -> int:
-        """How heavy a sample is, for balancing."""
-        return self.objects[index].num_voxels
+        """How heavy a sample is, for balancing; 1 where all are dense grids of one size."""
+        return self.objects[index].num_voxels if self.sparse else 1
 
     def load(self, index: int, generator: torch.Generator) -> dict[str, Any]:
         """One sample; everything random is drawn from `generator`.

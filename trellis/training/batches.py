@@ -26,7 +26,7 @@ class Dataset(Protocol):
     def load(self, index: int, generator: torch.Generator) -> dict[str, Any]:
         """One sample; everything random in it is drawn from `generator`."""
 
-    def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+    def collate(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """A batch of samples."""
 
     def num_voxels(self, index: int) -> int:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import math
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from trellis.atomic import atomic_path
+from trellis.data import build_dataset
 from trellis.training import checkpoint
 from trellis.training.batches import Dataset, Plan, Reader, to_device
 from trellis.training.conditions import Conditions
@@ -87,6 +88,7 @@ def train(
     objective: Objective | None = None,
     progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], str | None] | None = None,
+    command: Sequence[str] = (),
 ) -> Run:
     """Train the models of a configuration.
 
@@ -102,6 +104,7 @@ def train(
         objective: instead of that of the configuration.
         progress: called after each step.
         stop: asked after each step; a reason to save and stop, or None.
+        command: what was typed to start it, for ``command.txt``.
 
     Raises:
         ConfigError: the configuration does not fit.
@@ -119,6 +122,8 @@ def train(
         run = build_run(config, loop, objective, team, precision=precision, parallel=options.parallel, stems=stems)
         if start:
             restore_run(run, checkpoint.Names(folder, start))
+        if team.first:
+            _describe(folder, config, command)
         _loop(run, folder, options, dataset, progress, stop)
     return run
 
@@ -139,7 +144,6 @@ def _loop(
     with ExitStack() as stack:
         log: RunLog | None = None
         if team.first:
-            _describe(folder, run.config)
             log = stack.enter_context(RunLog(folder, start, tensorboard=options.tensorboard))
         reader = stack.enter_context(Reader(dataset, plan, start, last, workers=options.workers, ahead=options.ahead))
         clock = time.monotonic()
@@ -174,9 +178,7 @@ def _parts(
         loop, _ = LoopConfig.of(args, getattr(objective, "arguments", ()))
     learning_rate_factor(loop.lr_scheduler, 0, loop.max_steps)
     if dataset is None:
-        data = importlib.import_module("trellis.data")
-        read: Dataset = data.build_dataset(config.dataset.name, config.dataset.args, roots)
-        dataset = read
+        dataset = build_dataset(config.dataset.name, config.dataset.args, roots)
     return loop, objective, dataset
 
 
@@ -236,6 +238,9 @@ def _reason(run: Run, options: Options, stop: Callable[[], str | None] | None) -
     return (None, "time limit", reason or "another process was stopped")[agreed]
 
 
-def _describe(folder: Path, config: TrainingConfig) -> None:
+def _describe(folder: Path, config: TrainingConfig, command: Sequence[str]) -> None:
     with atomic_path(folder / "config.json") as temporary:
         temporary.write_text(json.dumps(config.to_json(), indent=4) + "\n", encoding="utf-8")
+    if command:
+        with (folder / "command.txt").open("a", encoding="utf-8") as file:
+            file.write(shlex.join(command) + "\n")
