@@ -1,5 +1,6 @@
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -66,6 +67,26 @@ def _repeatable() -> Iterator[None]:
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small pipeline made from a seed, so that tests do not depend on what the bundled one learned."""
+    from trellis.pretrained.initialise import initialise
+
+    folder = tmp_path_factory.mktemp("untrained")
+    initialise(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def untrained_is_bundled(untrained: Path) -> Iterator[None]:
+    """For the tests of a module it is that folder which comes without a name."""
+    from trellis.pipelines import store
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "BUNDLED", untrained)
+        yield
 
 
 @pytest.fixture(params=["baseline", "avx2", "avx512"])

@@ -17,6 +17,8 @@ from tests.support.runs import tiny_models
 from trellis.checkpoints import save_model
 from trellis.cli import app
 
+pytestmark = pytest.mark.usefixtures("untrained_is_bundled")
+
 
 def trellis(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])

@@ -7,14 +7,14 @@ from PIL import Image
 from tests.pipelines.test_image_to_3d import picture
 from trellis import ImageTo3D
 from trellis.compat import TrellisImageTo3DPipeline, postprocessing_utils, render_utils
-from trellis.pipelines.store import BUNDLED
 
+pytestmark = pytest.mark.usefixtures("untrained_is_bundled")
 STEPS = {"sparse_structure_sampler_params": {"steps": 2, "cfg_strength": 5.0}, "slat_sampler_params": {"steps": 2}}
 
 
 @pytest.fixture(scope="module")
-def official() -> TrellisImageTo3DPipeline:
-    return TrellisImageTo3DPipeline.from_pretrained(str(BUNDLED), dtype=torch.float32)
+def official(untrained: Path) -> TrellisImageTo3DPipeline:
+    return TrellisImageTo3DPipeline.from_pretrained(str(untrained), dtype=torch.float32)
 
 
 def test_an_official_script_runs(official: TrellisImageTo3DPipeline, tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import torch
 from trellis import ImageTo3D
 from trellis.checkpoints import CheckpointError
 from trellis.pipelines.stages import Cancelled, Progress
-from trellis.pipelines.store import BUNDLED
 
+pytestmark = pytest.mark.usefixtures("untrained_is_bundled")
 PHOTO = Path(__file__).parents[2] / "examples" / "coffee.png"
 
 
@@ -35,13 +35,6 @@ def asset(pipe: ImageTo3D) -> Any:
     return pipe(picture(), seed=1, steps=2)
 
 
-def test_bundled_model_is_small_and_official_in_form() -> None:
-    assert sum(path.stat().st_size for path in BUNDLED.rglob("*") if path.is_file()) < 25e6
-    description = json.loads((BUNDLED / "pipeline.json").read_text())
-    for path in description["args"]["models"].values():
-        assert set(json.loads((BUNDLED / f"{path}.json").read_text())) == {"name", "args"}
-
-
 def test_every_representation_comes_out(asset: Any) -> None:
     slat = asset.slat
     assert slat.coords.dtype == torch.int32
@@ -53,7 +46,7 @@ def test_every_representation_comes_out(asset: Any) -> None:
     assert len(asset.mesh.faces) > 0
 
 
-def test_occupancy_of_the_bundled_model_is_calibrated(asset: Any) -> None:
+def test_occupancy_of_the_untrained_model_is_calibrated(asset: Any) -> None:
     share = len(asset.slat.coords) / asset.slat.grid.require_resolution() ** 3
     assert 0.01 < share < 0.08
 
@@ -193,8 +186,8 @@ def test_saving_what_is_not_there_says_so(pipe: ImageTo3D, tmp_path: Path) -> No
 
 
 @pytest.fixture
-def copy(tmp_path: Path) -> Path:
-    shutil.copytree(BUNDLED, tmp_path / "model")
+def copy(tmp_path: Path, untrained: Path) -> Path:
+    shutil.copytree(untrained, tmp_path / "model")
     return tmp_path / "model"
 
 

@@ -29,6 +29,7 @@ from trellis.pipelines.memory import (
     weight_bytes,
 )
 
+pytestmark = pytest.mark.usefixtures("untrained_is_bundled")
 MACHINE = PretendedDevice()
 OFFICIAL = json.loads((Path(__file__).parents[1] / "data" / "official_state_dicts.json").read_text())
 MB = 10**6

@@ -16,6 +16,7 @@ from tests.support.scenes import sphere_voxels
 from trellis import ImageTo3D, SparseTensor
 from trellis.nn.conv import SubmanifoldConv3d
 
+pytestmark = pytest.mark.usefixtures("untrained_is_bundled")
 MACHINE = PretendedDevice()
 HALF = {torch.float16}
 

@@ -15,6 +15,7 @@ from tests.support.pretend_cuda import OnCuda, PretendedDevice, pretend_cuda
 from tests.support.scenes import sphere_voxels
 from trellis import ImageTo3D, SparseTensor
 
+pytestmark = pytest.mark.usefixtures("untrained_is_bundled")
 MACHINE = PretendedDevice()
 
 

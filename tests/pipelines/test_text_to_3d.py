@@ -9,17 +9,16 @@ from tests.support.clip import tiny_clip
 from trellis import TextTo3D
 from trellis.checkpoints import CheckpointError, build_model, save_model
 from trellis.compat import TrellisTextTo3DPipeline
-from trellis.pipelines.store import BUNDLED
 from trellis.pretrained.initialise import MODELS
 
 FLOWS = ("sparse_structure_flow_model", "slat_flow_model")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundled decoders with flows that take text tokens of width 32, and a tiny CLIP."""
+def folder(tmp_path_factory: pytest.TempPathFactory, untrained: Path) -> Path:
+    """Untrained decoders with flows that take text tokens of width 32, and a tiny CLIP."""
     path = tmp_path_factory.mktemp("text")
-    shutil.copytree(BUNDLED, path, dirs_exist_ok=True)
+    shutil.copytree(untrained, path, dirs_exist_ok=True)
     tiny_clip(path / "clip")
     torch.manual_seed(0)
     for role in FLOWS:
@@ -57,7 +56,6 @@ def test_official_names_run_the_same_pipeline(folder: Path) -> None:
     assert torch.equal(outputs["gaussian"][0].xyz, ours.gaussians.xyz)
 
 
-def test_an_image_pipeline_is_not_a_text_pipeline(tmp_path: Path) -> None:
-    shutil.copyfile(BUNDLED / "pipeline.json", tmp_path / "pipeline.json")
+def test_an_image_pipeline_is_not_a_text_pipeline(untrained: Path) -> None:
     with pytest.raises(CheckpointError, match="name must be 'TrellisTextTo3DPipeline'"):
-        TextTo3D.from_pretrained(tmp_path)
+        TextTo3D.from_pretrained(untrained)

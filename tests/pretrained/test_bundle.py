@@ -117,8 +117,9 @@ def test_a_step_can_be_chosen(runs: list[Path], models: Mapping[str, Model], tmp
 
 def test_it_says_what_it_is_and_whose_work_is_in_it(runs: list[Path], encoders: None, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
-    rows = ["sha256,name,creator,license,split", "a,chair,Ann,CC-BY,train", "b,table,Ann,CC-BY,train"]
-    rows += ["c,sofa,Bob,CC0,train", "d,lamp,Eve,CC-BY,test", "e,chair,Ann,CC-BY,train"]
+    rows = ["sha256,name,creator,license,split,voxelized"]
+    rows += ["a,chair,Ann,CC-BY,train,True", "b,table,Ann,CC-BY,train,True", "f,door,Ann,CC-BY,train,"]
+    rows += ["c,sofa,Bob,CC0,train,True", "d,lamp,Eve,CC-BY,test,True", "e,chair,Ann,CC-BY,train,1"]
     (tmp_path / "data" / "metadata.csv").write_text("\n".join(rows) + "\n")
     (tmp_path / "about.md").write_text("It cannot draw hands.")
     scores = {"image_to_3d": {"iou": 0.25, "psnr": 20.0}, "objects": 65}

@@ -101,6 +101,7 @@ def test_mesh_files_lie_over_the_mesh(suffix: str, tmp_path: Path) -> None:
     torch.testing.assert_close(alpha, original("mesh")[0], rtol=0, atol=1e-2)
 
 
+@pytest.mark.usefixtures("untrained_is_bundled")
 def test_generated_representations_share_axes_and_scale(tmp_path: Path) -> None:
     """All three were decoded from the same voxels, and lie where those are: in memory and as files."""
     asset = ImageTo3D.from_pretrained(dtype=torch.float32)(picture(), seed=1, steps=2)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trellis.models.config import Model
+from trellis.preparation.metadata import done
 
 if TYPE_CHECKING:
     from trellis.pretrained.bundle import Options, Trained
@@ -90,7 +91,7 @@ def attribution(data: Path | None, image_encoder: str, text_encoder: str) -> str
     authors: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     with (data / "metadata.csv").open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            if row.get("split") == "train":
+            if row.get("split") == "train" and done(row.get("voxelized", True)):  # not those that were left out
                 creator, name = row.get("creator") or "unknown author", row.get("name") or row["sha256"][:12]
                 authors[row.get("license") or "unknown license"][creator].add(name)
     lines += ["", "## Objects it was trained on", ""]
