@@ -59,7 +59,7 @@ def test_unknown_or_impossible_trainer_arguments_are_refused(change: dict, messa
 
 
 def test_an_unknown_name_lists_the_shipped_ones(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="neither a file nor one of .*ss_vae_nano"):
+    with pytest.raises(ConfigError, match=r"neither a file nor one of .*ss_vae_nano"):
         load_config("nothing")
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(ConfigError, match="cannot be read as JSON"):
