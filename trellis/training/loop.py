@@ -8,7 +8,7 @@ import math
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ from torch import Tensor
 from trellis.atomic import atomic_path
 from trellis.data import build_dataset
 from trellis.training import checkpoint
-from trellis.training.batches import Dataset, Plan, Reader, to_device
+from trellis.training.batches import Dataset, Plan, Reader, seeded, to_device
 from trellis.training.conditions import Conditions
 from trellis.training.config import LoopConfig, TrainingConfig
 from trellis.training.distributed import check_parallel, processes
+from trellis.training.elastic import memory_in_use
 from trellis.training.log import RunLog
 from trellis.training.objectives import Objective, build_objective, objective_arguments
 from trellis.training.optim import StepReport, learning_rate_factor
@@ -152,6 +153,7 @@ def _loop(
             run.step = step + 1
             clock, before = time.monotonic(), clock
             line = _line(step, report, terms, clock - before, batch)
+            line["memory_gib"] = round(memory_in_use(team.device), 3)
             if log is not None:
                 log.write(line)
                 if run.step % loop.i_log == 0:
@@ -193,16 +195,15 @@ def _step(
     run: Run, plan: Plan, conditions: Conditions, step: int, batches: list[dict[str, Any]]
 ) -> tuple[StepReport, dict[str, float]]:
     device = run.team.device
-    amp: AbstractContextManager[Any] = nullcontext()
-    if run.precision == "amp":
-        amp = torch.autocast(device.type, torch.bfloat16)
     run.weights.zero_gradient()
     sums: dict[str, Tensor] = {}
     for group, batch in zip(plan.mine, batches, strict=True):
         ready = conditions(to_device(batch, device))
-        with run.passes.accumulating(last=group == plan.mine[-1]):
-            with amp:
-                terms = run.passes(ready, plan.generator(step, group, device))
+        with (
+            run.elastic.fitting(ready, seeded(run.loop.seed, 3, step, group)),
+            run.passes.accumulating(last=group == plan.mine[-1]),
+        ):
+            terms = run.passes(ready, plan.generator(step, group, device))
             (terms["loss"] * (run.optimizer.scale.factor / len(plan.mine))).backward()
         for name, term in terms.items():
             value = term.detach().float()

@@ -13,9 +13,11 @@ import torch
 from trellis.checkpoints import CheckpointError, build_model
 from trellis.models.config import Model
 from trellis.training import checkpoint
+from trellis.training.blocks import autocast_blocks
 from trellis.training.clip import build_clipper
 from trellis.training.config import PRECISIONS, ConfigError, LoopConfig, TrainingConfig
 from trellis.training.distributed import Processes, Replica, Sharded
+from trellis.training.elastic import Elastic, build_controller
 from trellis.training.optim import FlatOptimizer, LossScale
 from trellis.training.sharded import ShardedOptimizer, ShardedWeights, read_shards, write_shards
 from trellis.training.start import start_from
@@ -35,6 +37,7 @@ class Run:
         weights: the float32 weights and their averages.
         optimizer: of the weights.
         passes: runs the objective.
+        elastic: fits passes into the memory.
         step: steps done.
         stopped: why it ended before its last step; None: it did not.
         skipped: steps in a row that were not finite.
@@ -49,6 +52,7 @@ class Run:
     weights: FlatWeights | ShardedWeights
     optimizer: FlatOptimizer | ShardedOptimizer
     passes: Replica
+    elastic: Elastic
     step: int = 0
     stopped: str | None = None
     skipped: int = 0
@@ -93,16 +97,20 @@ def build_run(
             models[role] = model.to(team.device).train()
             if torso is not None:
                 model.set_torso_dtype(torso)
+    if precision == "amp":
+        autocast_blocks(models.values())
+    elastic = Elastic(build_controller(loop.elastic, team.device), models.values(), team.device)
     scale = LossScale(growth=loop.fp16_scale_growth) if precision == "fp16" else LossScale(0.0, 0.0, enabled=False)
     clipper = build_clipper(loop.grad_clip)
     if parallel == "fsdp2":
         sharded = Sharded(objective, models, team)
         shards = ShardedWeights(models, loop.ema_rate)
         divided = ShardedOptimizer(loop.optimizer, shards, clipper, scale)
-        return Run(config, loop, precision, team, models, shards, divided, sharded)
+        return Run(config, loop, precision, team, models, shards, divided, sharded, elastic)
     weights = FlatWeights(models, loop.ema_rate)
     optimizer = FlatOptimizer(loop.optimizer, weights, clipper, scale)
-    return Run(config, loop, precision, team, models, weights, optimizer, Replica(objective, models, team))
+    passes = Replica(objective, models, team)
+    return Run(config, loop, precision, team, models, weights, optimizer, passes, elastic)
 
 
 def save_run(run: Run, names: checkpoint.Names) -> None:
@@ -115,7 +123,8 @@ def save_run(run: Run, names: checkpoint.Names) -> None:
             if run.team.first:
                 checkpoint.write_model(names.model(role, rate), described, state)
     if run.team.first:
-        remembered = {"step": run.step, "precision": run.precision, **run.optimizer.state()}
+        remembered = {"step": run.step, "precision": run.precision, "elastic": run.elastic.state()}
+        remembered |= run.optimizer.state()
         checkpoint.write_misc(names, run.optimizer.tensors(), remembered)
         if run.loop.keep_checkpoints is not None:
             for step in checkpoint.saved_steps(names.run)[: -1 - run.loop.keep_checkpoints]:
@@ -146,4 +155,5 @@ def restore_run(run: Run, names: checkpoint.Names) -> None:
                 run.weights.restore(role, checkpoint.read_model(names.model(role, rate), expected), rate)
         run.weights.publish()
     run.optimizer.restore(tensors, remembered)
+    run.elastic.restore(remembered.get("elastic"))
     run.step = remembered["step"]
