@@ -19,7 +19,6 @@ from torch import Tensor
 
 from trellis.atomic import atomic_path
 from trellis.checkpoints import CheckpointError, read_json, read_state_dict, with_suffix
-from trellis.training.config import Named
 
 FOLDER = "ckpts"
 
@@ -35,6 +34,10 @@ class Names:
         """Stem of a model's files."""
         average = "" if ema_rate is None else f"_ema{ema_rate}"
         return self.run / FOLDER / f"{role}{average}_step{self.step:07d}"
+
+    def adapters(self, role: str, ema_rate: float | None = None) -> Path:
+        """Stem of a model's low-rank adapters."""
+        return self.model(f"{role}_lora", ema_rate)
 
     @property
     def misc(self) -> Path:
@@ -58,10 +61,10 @@ def saved_steps(run: Path) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
-def write_model(stem: Path, described: Named, state: Mapping[str, Tensor]) -> None:
-    """Write one model in the official format, weights as they are in `state`."""
+def write_model(stem: Path, described: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+    """Write one model in the official format, or adapters: weights as they are in `state`, and their description."""
     _write_tensors(with_suffix(stem, ".safetensors"), state)
-    _write_json(with_suffix(stem, ".json"), described.to_json())
+    _write_json(with_suffix(stem, ".json"), described)
 
 
 def read_model(stem: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:

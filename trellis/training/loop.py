@@ -119,7 +119,10 @@ def train(
     with processes(options.device) as team:
         precision = chosen_precision(loop, options.precision, team.device)
         check_parallel(options.parallel, precision)
-        stems = {} if start else starting_stems(config.models, options.load, loop.finetune_ckpt)
+        if start:  # only adapters need again what they were added to
+            stems = checkpoint.read_misc(checkpoint.Names(folder, start))[1]["base"] if loop.lora else {}
+        else:
+            stems = starting_stems(config.models, options.load, loop.finetune_ckpt)
         run = build_run(config, loop, objective, team, precision=precision, parallel=options.parallel, stems=stems)
         if start:
             restore_run(run, checkpoint.Names(folder, start))

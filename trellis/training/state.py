@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from trellis.checkpoints import CheckpointError, build_model
+from trellis.checkpoints import CheckpointError, build_model, load_model
 from trellis.models.config import Model
 from trellis.training import checkpoint
 from trellis.training.blocks import autocast_blocks
@@ -18,6 +18,7 @@ from trellis.training.clip import build_clipper
 from trellis.training.config import PRECISIONS, ConfigError, LoopConfig, TrainingConfig
 from trellis.training.distributed import Processes, Replica, Sharded
 from trellis.training.elastic import Elastic, build_controller
+from trellis.training.lora import LoraConfig, adapter_state, add_adapters, merged_state
 from trellis.training.optim import FlatOptimizer, LossScale
 from trellis.training.sharded import ShardedOptimizer, ShardedWeights, read_shards, write_shards
 from trellis.training.start import start_from
@@ -38,6 +39,8 @@ class Run:
         optimizer: of the weights.
         passes: runs the objective.
         elastic: fits passes into the memory.
+        lora: how the adapters are, if adapters are trained.
+        base: role -> stem of the weights it started from.
         step: steps done.
         stopped: why it ended before its last step; None: it did not.
         skipped: steps in a row that were not finite.
@@ -53,6 +56,8 @@ class Run:
     optimizer: FlatOptimizer | ShardedOptimizer
     passes: Replica
     elastic: Elastic
+    lora: LoraConfig | None
+    base: Mapping[str, str]
     step: int = 0
     stopped: str | None = None
     skipped: int = 0
@@ -86,6 +91,9 @@ def build_run(
 ) -> Run:
     """Models with fresh weights, or those at `stems` (role -> stem), and their optimiser."""
     models: dict[str, Model] = {}
+    lora = None if loop.lora is None else LoraConfig.of(loop.lora)
+    if lora is not None and (set(stems) != set(config.models) or parallel == "fsdp2"):
+        raise ConfigError("lora needs weights to start from for every model (--load or finetune_ckpt), and not fsdp2")
     torso = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(loop.seed)
@@ -94,6 +102,8 @@ def build_run(
             model.set_torso_dtype(torch.float32)
             if role in stems:
                 start_from(model, stems[role])
+            if lora is not None:
+                add_adapters(model, lora)
             models[role] = model.to(team.device).train()
             if torso is not None:
                 model.set_torso_dtype(torso)
@@ -106,11 +116,11 @@ def build_run(
         sharded = Sharded(objective, models, team)
         shards = ShardedWeights(models, loop.ema_rate)
         divided = ShardedOptimizer(loop.optimizer, shards, clipper, scale)
-        return Run(config, loop, precision, team, models, shards, divided, sharded, elastic)
+        return Run(config, loop, precision, team, models, shards, divided, sharded, elastic, lora, stems)
     weights = FlatWeights(models, loop.ema_rate)
     optimizer = FlatOptimizer(loop.optimizer, weights, clipper, scale)
     passes = Replica(objective, models, team)
-    return Run(config, loop, precision, team, models, weights, optimizer, passes, elastic)
+    return Run(config, loop, precision, team, models, weights, optimizer, passes, elastic, lora, stems)
 
 
 def save_run(run: Run, names: checkpoint.Names) -> None:
@@ -120,10 +130,16 @@ def save_run(run: Run, names: checkpoint.Names) -> None:
     for role, described in run.config.models.items():
         for rate in (None, *run.loop.ema_rate):
             state = run.weights.state(role, rate)
+            if run.team.first and run.lora is not None:
+                checkpoint.write_model(names.adapters(role, rate), run.lora.to_json(), adapter_state(state))
+                # Into the weights as they were read: those here may have been rounded to half precision.
+                base = load_model(run.base[role], dtype=torch.float32).state_dict()
+                state = merged_state({**base, **adapter_state(state)}, run.lora)
             if run.team.first:
-                checkpoint.write_model(names.model(role, rate), described, state)
+                checkpoint.write_model(names.model(role, rate), described.to_json(), state)
     if run.team.first:
         remembered = {"step": run.step, "precision": run.precision, "elastic": run.elastic.state()}
+        remembered["base"] = dict(run.base)
         remembered |= run.optimizer.state()
         checkpoint.write_misc(names, run.optimizer.tensors(), remembered)
         if run.loop.keep_checkpoints is not None:
@@ -151,8 +167,10 @@ def restore_run(run: Run, names: checkpoint.Names) -> None:
             raise CheckpointError(f"{names.misc}: written with fsdp2; resume with it, or start a new run with --load")
         for role in run.models:
             for rate in (None, *run.loop.ema_rate):
-                expected = run.weights.state(role, rate)
-                run.weights.restore(role, checkpoint.read_model(names.model(role, rate), expected), rate)
+                expected, stem = run.weights.state(role, rate), names.model(role, rate)
+                if run.lora is not None:
+                    expected, stem = adapter_state(expected), names.adapters(role, rate)
+                run.weights.restore(role, checkpoint.read_model(stem, expected), rate)
         run.weights.publish()
     run.optimizer.restore(tensors, remembered)
     run.elastic.restore(remembered.get("elastic"))
