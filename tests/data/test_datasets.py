@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,25 @@ from PIL import Image
 
 from tests.support.prepared import FEATURES, LATENTS, STRUCTURE, prepared_root, voxels_of
 from trellis.data import DATASETS, PreparedDataset, build_dataset
+from trellis.data.cache import Cache
 from trellis.preparation.metadata import read_metadata, write_metadata
 from trellis.renderers.camera import Cameras
 
 R = 16
+PLY = b"""ply
+format ascii 1.0
+element vertex 3
+property float x
+property float y
+property float z
+element face 1
+property list uchar int vertex_indices
+end_header
+0 0 0
+1 0 0
+0 1 0
+3 0 1 2
+"""
 FLOW = {"latent_model": LATENTS, "resolution": R}
 ARGS: dict[str, dict[str, Any]] = {
     "SparseStructure": {"resolution": R},
@@ -195,6 +212,9 @@ def test_arguments_that_do_not_fit_are_named(root: Path, name: str, args: dict[s
         ({"coords": np.zeros((2, 3), np.uint8), "feats": np.zeros((3, 8))}, "with N > 0"),
         ({"coords": np.full((2, 3), R, np.uint8), "feats": np.zeros((2, 8))}, r"must have coords in \[0, 16\)"),
         ({"coords": np.zeros((2, 3), np.uint8), "feats": np.array([{}, {}], object)}, "must be an .npz"),
+        ({"coords": np.zeros((2, 3), np.uint8), "feats": np.zeros((2, 8))}, "must have each voxel once"),
+        ({"coords": np.eye(3, dtype=np.uint8)[:2], "feats": np.full((2, 8), np.nan)}, "must have finite numbers"),
+        ({"coords": np.eye(3)[:2], "feats": np.zeros((2, 8))}, "must have coords in"),
     ],
 )
 def test_damaged_latents_are_refused(tmp_path: Path, arrays: dict[str, Any], message: str) -> None:
@@ -202,6 +222,88 @@ def test_damaged_latents_are_refused(tmp_path: Path, arrays: dict[str, Any], mes
     np.savez(root / "latents" / LATENTS / f"{0:064x}.npz", **arrays)
     with pytest.raises(ValueError, match=message):
         build_dataset("SLat", FLOW, [root]).load(0, seeded())
+
+
+def test_lines_that_cannot_be_understood_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = prepared_root(tmp_path / "data")
+    rows = read_metadata(root)
+    rows[f"{0:064x}"] |= {"captions": "[1]"}
+    rows[f"{1:064x}"] |= {"num_voxels": "many"}
+    rows["../x"] = rows[f"{2:064x}"] | {"sha256": "../x"}
+    write_metadata(root, rows.values())
+    assert build_dataset("SparseStructure", {"resolution": R}, [root]).ids == [f"{2:064x}"]
+    for reason in ("must be a JSON list of strings; got '[1]'", "could not convert", "an id must be letters"):
+        assert reason in caplog.text
+
+
+def test_objects_without_captions_are_left_out_where_they_are_needed(tmp_path: Path) -> None:
+    root = prepared_root(tmp_path / "data")
+    rows = read_metadata(root)
+    rows[f"{0:064x}"]["captions"] = "[]"
+    write_metadata(root, rows.values())
+    assert len(build_dataset("TextConditionedSLat", FLOW, [root])) == 2
+    assert len(build_dataset("SLat", FLOW, [root])) == 3
+
+
+@pytest.mark.parametrize("name", ["SparseStructure", "Slat2RenderGeo", "SparseFeat2Render", "SLat"])
+def test_what_is_kept_in_memory_is_what_was_read(tmp_path: Path, name: str) -> None:
+    root = prepared_root(tmp_path / "data", objects=1)
+    plain, kept = (build_dataset(name, {**ARGS[name], "cache": cache}, [root]) for cache in (False, True))
+    first = [kept.load(0, seeded(seed)) for seed in range(20)]  # until every view was drawn
+    once = [plain.load(0, seeded(seed)) for seed in range(20)]
+    for folder in ("voxels", "features", "latents"):
+        shutil.rmtree(root / folder)
+    for picture in (root / "renders").rglob("*.png"):
+        picture.unlink()
+    again = [kept.load(0, seeded(seed)) for seed in range(20)]
+    for samples in zip(first, once, again, strict=True):
+        assert all(torch.equal(sample[key], value) for sample in samples for key, value in samples[0].items())
+    with pytest.raises((OSError, ValueError)):
+        plain.load(0, seeded())
+
+
+def test_the_cache_ends_at_its_limit_and_stays_behind() -> None:
+    cache, read = Cache(True, limit=100), []
+
+    def tensor(size: int) -> tuple[torch.Tensor, ...]:
+        read.append(size)
+        return (torch.zeros(size, dtype=torch.uint8),)
+
+    for size in (60, 60, 70, 40, 70, 40):
+        assert len(cache.get(size, lambda size=size: tensor(size))[0]) == size
+    assert read == [60, 70, 40, 70]
+    assert cache.size == 100
+    copy = pickle.loads(pickle.dumps(cache))
+    assert (copy.enabled, copy.limit, copy.size) == (True, 100, 0)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("renders/{}/transforms.json", b"[]", "must describe rendered views"),
+        ("renders/{}/transforms.json", b'{"frames": []}', "must"),
+        ("renders/{}/mesh.ply", b"ply", "must be a PLY file of triangles"),
+        ("renders/{}/mesh.ply", PLY.replace(b"3 0 1 2", b"3 0 1 3"), "triangles of these"),
+        ("renders/{}/mesh.ply", PLY.replace(b"1 0 0", b"nan 0 0"), "must have finite vertices"),
+        ("renders/{}/mesh.ply", PLY.replace(b"face 1", b"face 0").replace(b"3 0 1 2", b""), "triangles"),
+        ("renders/{}/000.png", b"\x89PNG\r\n\x1a\n" + b"\0" * 40, "cannot be read"),
+    ],
+)
+def test_damaged_renders_are_refused(tmp_path: Path, file: str, content: bytes, message: str) -> None:
+    root = prepared_root(tmp_path / "data", objects=1)
+    (root / file.format(f"{0:064x}")).write_bytes(content)
+    dataset = build_dataset("Slat2RenderGeo", {**ARGS["Slat2RenderGeo"], "views": 4}, [root])
+    with pytest.raises(ValueError, match=message):
+        dataset.load(0, seeded())
+
+
+def test_a_mesh_is_that_of_its_file(tmp_path: Path) -> None:
+    root = prepared_root(tmp_path / "data", objects=1)
+    (root / "renders" / f"{0:064x}" / "mesh.ply").write_bytes(PLY)
+    dataset = build_dataset("Slat2RenderGeo", ARGS["Slat2RenderGeo"], [root])
+    ((vertices, faces),) = batch_of(dataset)["mesh"]
+    assert vertices.tolist() == [[0, 0, 0], [1, 0, 0], [0, 1, 0]]
+    assert (faces.tolist(), faces.dtype) == ([[0, 1, 2]], torch.int32)
 
 
 def test_wrong_statistics_are_refused(root: Path) -> None:

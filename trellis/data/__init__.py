@@ -9,10 +9,11 @@ from typing import Any
 from trellis.data.conditions import ImageCondition, TextCondition, TokenCondition
 from trellis.data.dataset import Part, PreparedDataset
 from trellis.data.objects import Choice, find
+from trellis.data.packing import unpack_shards, write_shards
 from trellis.data.renders import GroundTruthMesh, Renders
 from trellis.data.voxels import Features, Latents, Occupancy, StructureLatents
 
-__all__ = ["DATASETS", "PreparedDataset", "build_dataset"]
+__all__ = ["DATASETS", "PreparedDataset", "build_dataset", "unpack_shards", "write_shards"]
 
 # Official class -> what a sample consists of.
 DATASETS: dict[str, tuple[type[Part], ...]] = {
@@ -35,10 +36,10 @@ def build_dataset(name: str, args: Mapping[str, Any], roots: Sequence[Path | str
     Args:
         name: of `DATASETS`.
         args: the official arguments, and ours: `split` (train, test, all), `variants` (false: only objects as they
-            are), `cache` (keep what was read), `crop` and `augment` of occupancy, `views` per sample of renders,
-            `cond_model` (tokens that `trellis prepare` kept instead of pictures or captions; a list: one of them,
-            drawn for each sample).
-        roots: prepared folders.
+            are), `cache` (keep what was read, up to 4 GiB of each kind of data), `crop` and `augment` of occupancy,
+            `views` per sample of renders, `cond_model` (tokens that `trellis prepare` kept instead of pictures or
+            captions; a list: one of them, drawn for each sample).
+        roots: prepared folders, or folders of tar shards of such (`write_shards`).
 
     Raises:
         ValueError: there is no such dataset, an argument is unknown or does not fit, or no object has what is needed.

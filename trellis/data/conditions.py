@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from trellis.data.cache import Cache
 from trellis.data.objects import Object
-from trellis.preparation.arrays import read_arrays, read_picture, read_views
+from trellis.preparation.arrays import Place, read_arrays, read_picture, read_views
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class ImageCondition:
 class TextCondition:
     """``cond``: a random caption of each object."""
 
-    columns: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ("captions",)
 
     arguments: ClassVar[tuple[str, ...]] = ()
 
@@ -79,13 +80,12 @@ class TokenCondition:
     Args:
         cond_model: whose tokens; of several encoders one is drawn for each sample. All must have the same L and C.
         weights: how often each is drawn; None: equally often.
-        cache: keep them in memory, in half precision.
+        cache: keeps them.
     """
 
     cond_model: tuple[str, ...]
     weights: tuple[float, ...] | None = None
-    cache: bool = False
-    _kept: dict[tuple[str, str], Tensor] = field(default_factory=dict, repr=False)
+    cache: Cache = field(default_factory=Cache)
 
     arguments: ClassVar[tuple[str, ...]] = ("cond_model", "cond_weights", "cache", "image_size")
 
@@ -100,21 +100,25 @@ class TokenCondition:
         weights = args.get("cond_weights")
         if weights is not None and (len(weights) != len(names) or min(weights) < 0 or not sum(weights) > 0):
             raise ValueError(f"cond_weights must be {len(names)} numbers, not all zero; got {weights}")
-        return cls(names, None if weights is None else tuple(map(float, weights)), bool(args.get("cache", False)))
+        return cls(
+            names, None if weights is None else tuple(map(float, weights)), Cache(bool(args.get("cache", False)))
+        )
 
     def load(self, item: Object, generator: torch.Generator) -> dict[str, Any]:
         shares = torch.tensor(self.weights or [1.0] * len(self.cond_model))
         name = self.cond_model[int(torch.multinomial(shares, 1, generator=generator))]
-        tokens = self._kept.get((name, item.sha256))
-        if tokens is None:
-            path = item.root / "conditions" / name / f"{item.sha256}.npz"
-            (array,) = read_arrays(path, "tokens")
-            if array.ndim != 3 or not len(array):
-                raise ValueError(f"{path} must hold tokens [K, L, C] with K > 0; got {list(array.shape)}")
-            tokens = torch.from_numpy(array)
-            if self.cache:
-                self._kept[name, item.sha256] = tokens
+        path = item.root / "conditions" / name / f"{item.sha256}.npz"
+        (tokens,) = self.cache.get((name, item), lambda: (_tokens(path),))
         return {"cond": tokens[int(torch.randint(len(tokens), (), generator=generator))].float()}
 
     def collate(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return {"cond": torch.stack([item["cond"] for item in items])}
+
+
+def _tokens(path: Place) -> Tensor:
+    """``[K, L, C]``, checked."""
+    (array,) = read_arrays(path, "tokens")
+    if array.ndim != 3 or not len(array) or array.dtype not in (np.float16, np.float32) or not np.isfinite(array).all():
+        got = f"{array.dtype} {list(array.shape)}"
+        raise ValueError(f"{path} must hold tokens [K, L, C] with K > 0, finite numbers; got {got}")
+    return torch.from_numpy(array)

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trellis.data.cache import Cache
 from trellis.data.objects import Object
 from trellis.nn.sparse import SparseTensor
-from trellis.preparation.arrays import read_arrays, read_voxels
+from trellis.preparation.arrays import Place, read_arrays, read_voxels
 
 
 @dataclass(frozen=True)
@@ -24,15 +25,14 @@ class Occupancy:
         crop: side of a random cube around a random occupied voxel, taken instead of the whole grid; the structure VAE
             is convolutional, so it learns the same from pieces, several times as fast.
         augment: random quarter turns about the vertical and mirrors in x.
-        cache: keep the voxels in memory, a few bytes each.
+        cache: keeps the voxels, three bytes each.
     """
 
     resolution: int = 64
     crop: int | None = None
     augment: bool = False
-    cache: bool = False
+    cache: Cache = field(default_factory=Cache)
     columns: tuple[str, ...] = ("voxelized",)
-    _kept: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     arguments: ClassVar[tuple[str, ...]] = ("resolution", "crop", "augment", "cache")
 
@@ -42,14 +42,11 @@ class Occupancy:
 
     @classmethod
     def build(cls, args: Mapping[str, Any]) -> Occupancy:
-        return cls(**{name: args[name] for name in cls.arguments if name in args})
+        return cls(**_chosen(args, *cls.arguments))
 
     def load(self, item: Object, generator: torch.Generator) -> dict[str, Any]:
-        coords = self._kept.get(item.sha256)
-        if coords is None:
-            coords = read_voxels(item.root / "voxels" / f"{item.sha256}.ply", self.resolution).byte()
-            if self.cache:
-                self._kept[item.sha256] = coords
+        path = item.root / "voxels" / f"{item.sha256}.ply"
+        (coords,) = self.cache.get(item, lambda: (read_voxels(path, self.resolution).byte(),))
         coords, side = coords.long(), self.resolution
         if self.augment:
             turns, mirror = torch.randint(4, (), generator=generator), torch.randint(2, (), generator=generator)
@@ -77,13 +74,12 @@ class StructureLatents:
     Args:
         latent_model: whose.
         normalization: ``{"mean": [C], "std": [C]}``; None: as they are, which is official.
-        cache: keep them in memory.
+        cache: keeps them.
     """
 
     latent_model: str
     normalization: Mapping[str, Sequence[float]] | None = None
-    cache: bool = False
-    _kept: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    cache: Cache = field(default_factory=Cache)
 
     arguments: ClassVar[tuple[str, ...]] = ("latent_model", "normalization", "cache")
 
@@ -94,18 +90,11 @@ class StructureLatents:
     @classmethod
     def build(cls, args: Mapping[str, Any]) -> StructureLatents:
         _require(args, "latent_model")
-        return cls(**{name: args[name] for name in cls.arguments if name in args})
+        return cls(**_chosen(args, *cls.arguments))
 
     def load(self, item: Object, generator: torch.Generator) -> dict[str, Any]:
-        mean = self._kept.get(item.sha256)
-        if mean is None:
-            path = item.root / "ss_latents" / self.latent_model / f"{item.sha256}.npz"
-            (array,) = read_arrays(path, "mean")
-            if array.ndim != 4 or len(set(array.shape[1:])) != 1:
-                raise ValueError(f"{path} must hold mean [C, r, r, r]; got {list(array.shape)}")
-            mean = torch.from_numpy(array.astype(np.float32))
-            if self.cache:
-                self._kept[item.sha256] = mean
+        path = item.root / "ss_latents" / self.latent_model / f"{item.sha256}.npz"
+        (mean,) = self.cache.get(item, lambda: (_latent_grid(path),))
         if self.normalization is not None:
             center, scale = (values.view(-1, 1, 1, 1) for values in _statistics(self.normalization, len(mean)))
             mean = (mean - center) / scale
@@ -123,16 +112,15 @@ class Latents:
         latent_model: whose: feature model and encoder.
         resolution: voxels per side.
         normalization: ``{"mean": [C], "std": [C]}``; None: as they are.
-        cache: keep them in memory, in half precision.
+        cache: keeps them as they are in the files.
         key: ``latents``, or ``x_0`` where they are what a flow learns.
     """
 
     latent_model: str
     resolution: int = 64
     normalization: Mapping[str, Sequence[float]] | None = None
-    cache: bool = False
+    cache: Cache = field(default_factory=Cache)
     key: str = "latents"
-    _kept: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     arguments: ClassVar[tuple[str, ...]] = ("latent_model", "resolution", "normalization", "cache")
 
@@ -143,16 +131,12 @@ class Latents:
     @classmethod
     def build(cls, args: Mapping[str, Any]) -> Latents:
         _require(args, "latent_model")
-        return cls(**{name: args[name] for name in (*cls.arguments, "key") if name in args})
+        return cls(**_chosen(args, *cls.arguments, "key"))
 
     def load(self, item: Object, generator: torch.Generator) -> dict[str, Any]:
-        kept = self._kept.get(item.sha256)
-        if kept is None:
-            path = item.root / "latents" / self.latent_model / f"{item.sha256}.npz"
-            kept = _voxel_arrays(path, "coords", "feats", self.resolution)
-            if self.cache:
-                self._kept[item.sha256] = kept = kept[0].byte(), kept[1].half()
-        coords, feats = kept[0].int(), kept[1].float()
+        path = item.root / "latents" / self.latent_model / f"{item.sha256}.npz"
+        coords, feats = self.cache.get(item, lambda: _voxel_arrays(path, "coords", "feats", self.resolution))
+        coords, feats = coords.int(), feats.float()
         if self.normalization is not None:
             center, scale = _statistics(self.normalization, feats.shape[1])
             feats = (feats - center) / scale
@@ -169,13 +153,12 @@ class Features:
     Args:
         model: whose features.
         resolution: voxels per side.
-        cache: keep them in memory, in half precision.
+        cache: keeps them as they are in the files.
     """
 
     model: str
     resolution: int = 64
-    cache: bool = False
-    _kept: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+    cache: Cache = field(default_factory=Cache)
 
     arguments: ClassVar[tuple[str, ...]] = ("model", "resolution", "cache")
 
@@ -186,16 +169,12 @@ class Features:
     @classmethod
     def build(cls, args: Mapping[str, Any]) -> Features:
         _require(args, "model")
-        return cls(**{name: args[name] for name in cls.arguments if name in args})
+        return cls(**_chosen(args, *cls.arguments))
 
     def load(self, item: Object, generator: torch.Generator) -> dict[str, Any]:
-        kept = self._kept.get(item.sha256)
-        if kept is None:
-            path = item.root / "features" / self.model / f"{item.sha256}.npz"
-            kept = _voxel_arrays(path, "indices", "patchtokens", self.resolution)
-            if self.cache:
-                self._kept[item.sha256] = kept = kept[0].byte(), kept[1].half()
-        return {"coords": kept[0].int(), "feats": kept[1].float()}
+        path = item.root / "features" / self.model / f"{item.sha256}.npz"
+        coords, feats = self.cache.get(item, lambda: _voxel_arrays(path, "indices", "patchtokens", self.resolution))
+        return {"coords": coords.int(), "feats": feats.float()}
 
     def collate(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return {"feats": _batched(items, self.resolution)}
@@ -206,15 +185,38 @@ def _require(args: Mapping[str, Any], name: str) -> None:
         raise ValueError(f"the dataset needs the argument {name!r}; it has {', '.join(args) or 'none'}")
 
 
-def _voxel_arrays(path: Any, coords_name: str, feats_name: str, resolution: int) -> tuple[Tensor, Tensor]:
-    """``coords [N, 3]`` int32 and ``feats [N, C]`` float32 of an .npz, checked."""
+def _chosen(args: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    chosen = {name: args[name] for name in names if name in args}
+    return chosen | {"cache": Cache(bool(args.get("cache", False)))}
+
+
+def _latent_grid(path: Place) -> Tensor:
+    """``[C, r, r, r]`` float32, checked."""
+    (array,) = read_arrays(path, "mean")
+    if array.ndim != 4 or len(set(array.shape[1:])) != 1 or not _finite(array):
+        raise ValueError(f"{path} must hold mean [C, r, r, r], finite numbers; got {array.dtype} {list(array.shape)}")
+    return torch.from_numpy(array.astype(np.float32))
+
+
+def _voxel_arrays(path: Place, coords_name: str, feats_name: str, resolution: int) -> tuple[Tensor, Tensor]:
+    """``coords [N, 3]`` uint8 and ``feats [N, C]`` float16 or float32 of an .npz, checked."""
     coords, feats = read_arrays(path, coords_name, feats_name)
     if coords.ndim != 2 or coords.shape[1] != 3 or feats.ndim != 2 or len(feats) != len(coords) or not len(coords):
         shapes = f"{list(coords.shape)} and {list(feats.shape)}"
         raise ValueError(f"{path} must hold {coords_name} [N, 3] and {feats_name} [N, C] with N > 0; got {shapes}")
-    if coords.min() < 0 or coords.max() >= resolution:
+    if not np.issubdtype(coords.dtype, np.integer) or coords.min() < 0 or coords.max() >= resolution:
         raise ValueError(f"{path} must have {coords_name} in [0, {resolution}); got {coords.min()} to {coords.max()}")
-    return torch.from_numpy(coords.astype(np.int32)), torch.from_numpy(feats.astype(np.float32))
+    x, y, z = coords.astype(np.int64).T
+    if len(np.unique((x * resolution + y) * resolution + z)) != len(coords):
+        raise ValueError(f"{path} must have each voxel once in {coords_name}")
+    if not _finite(feats):
+        raise ValueError(f"{path} must have finite numbers in {feats_name}; got {feats.dtype}")
+    kept = feats if feats.dtype == np.float16 else feats.astype(np.float32)
+    return torch.from_numpy(coords.astype(np.uint8)), torch.from_numpy(kept)
+
+
+def _finite(array: np.ndarray) -> bool:
+    return bool(np.issubdtype(array.dtype, np.floating) and np.isfinite(array).all())
 
 
 def _batched(items: Sequence[Mapping[str, Any]], resolution: int) -> SparseTensor:
