@@ -27,6 +27,7 @@ from trellis.training.elastic import memory_in_use
 from trellis.training.log import RunLog
 from trellis.training.objectives import Objective, build_objective, objective_arguments
 from trellis.training.optim import StepReport, learning_rate_factor
+from trellis.training.samples import Samples, save_sheet
 from trellis.training.sharded import ShardedWeights
 from trellis.training.start import starting_stems
 from trellis.training.state import Run, build_run, chosen_precision, restore_run, save_run
@@ -145,6 +146,9 @@ def _loop(
     batch, split = loop.per_process(team.count) * team.count, loop.batch_split
     plan = Plan(loop.seed, batch, split * team.count, range(split * team.rank, split * (team.rank + 1)))
     conditions = Conditions(loop, team.device, getattr(dataset, "neg_cond", None))
+    samples: Samples | None = None
+    if not isinstance(run.weights, ShardedWeights):  # whose models can only be asked by all processes together
+        samples = Samples(dataset, run.config.dataset.args, conditions, team.device)
     with ExitStack() as stack:
         log: RunLog | None = None
         if team.first:
@@ -163,6 +167,9 @@ def _loop(
                     log.scalars(run.step, {key: value for key, value in line.items() if key != "step"})
                 if progress is not None:
                     progress(Progress(run.step, last, line))
+                if samples is not None and run.step % loop.i_sample == 0 and (sheet := samples.draw(run)) is not None:
+                    save_sheet(sheet, folder / "samples" / f"step{run.step:07d}.png")
+                    log.images(run.step, {"samples": sheet})
             run.stopped = _reason(run, options, stop) if run.step < last else None
             if loop.i_ddpcheck and run.step % loop.i_ddpcheck == 0 and not isinstance(run.weights, ShardedWeights):
                 team.check_equal(run.weights.master)
