@@ -12,9 +12,7 @@ from typer.testing import CliRunner, Result
 
 import trellis_kernels
 from tests.pipelines.test_image_to_3d import picture
-from tests.support.bert import tiny_bert
-from tests.support.runs import tiny_models
-from trellis.checkpoints import save_model
+from tests.support.runs import tiny_bundle
 from trellis.cli import app
 
 pytestmark = pytest.mark.usefixtures("untrained_is_bundled")
@@ -90,30 +88,8 @@ def test_says_in_one_line_what_was_wrong(photo: Path, tmp_path: Path, arguments:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.fixture
-def text_model(tmp_path: Path) -> Path:
-    """A bundle of untrained models, for sentences of the words that its tiny encoder knows."""
-    models = tiny_models()
-    folder = tmp_path / "model"
-    for role, model in models.items():
-        save_model(model, folder / "ckpts" / role)
-    tiny_bert(folder / "words")
-    sampler = {"name": "FlowEulerSampler", "args": {"sigma_min": 1e-5}, "params": {"steps": 1, "cfg_strength": 0.0}}
-    args = {
-        "models": {role: f"ckpts/{role}" for role in models},
-        "sparse_structure_sampler": sampler,
-        "slat_sampler": sampler,
-        "slat_normalization": {"mean": [0.0] * 8, "std": [1.0] * 8},
-    }
-    image = {"name": "TrellisImageTo3DPipeline", "args": {**args, "image_cond_model": "dinov2_vitl14_reg"}}
-    (folder / "pipeline.json").write_text(json.dumps(image))
-    text = {"name": "MiniLM", "args": {}, "path": "words"}
-    description = {"name": "TrellisTextTo3DPipeline", "args": {**args, "text_cond_model": text}}
-    (folder / "text_pipeline.json").write_text(json.dumps(description))
-    return folder
-
-
-def test_generate_takes_sentences(text_model: Path, tmp_path: Path) -> None:
+def test_generate_takes_sentences(tmp_path: Path) -> None:
+    text_model = tiny_bundle(tmp_path / "model")
     sentences = ("--text", "A red chair!", "--text", "table")
     result = trellis("generate", *sentences, "--model", text_model, "-o", tmp_path / "out", "--formats", "ply")
     assert result.exit_code == 0, result.output

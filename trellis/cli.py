@@ -250,6 +250,50 @@ def prepare(
 
 
 @app.command()
+def evaluate(
+    data: Annotated[Path, typer.Argument(help="Prepared folder; its held-out objects (split test) are measured.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the results.")],
+    model: Annotated[str | None, typer.Option(help="Folder or Hub repository; default: the bundled model.")] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many objects, evenly chosen.")] = None,
+    only: Annotated[
+        str,
+        typer.Option(
+            help="Of: mean_shape, retrieval, structure_vae, slat_vae, latent_flow, image_to_3d, text_to_3d;"
+            " default: all."
+        ),
+    ] = "",
+    sheet: Annotated[bool, typer.Option("--sheet", help="Also write contact_sheet.png.")] = False,
+    seed: Annotated[int, typer.Option(help="Of all sampling.")] = 42,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps of both flows; default: the model's.")] = None,
+    structure_encoder: Annotated[
+        str, typer.Option(help="Stem of the structure VAE's encoder; default: the prepared folder's.")
+    ] = "",
+    latent_model: Annotated[
+        str, typer.Option(help="Folder in DATA/latents; default: that of the prepared folder's settings.")
+    ] = "",
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Log more, and show tracebacks.")] = False,
+) -> None:
+    """Measure a model on objects it has not seen, beside retrieval and the mean shape."""
+    from trellis.commands.evaluate import Request, run
+
+    _log(verbose)
+    request = Request(
+        data=data,
+        output=output,
+        model=model,
+        limit=limit,
+        only=only,
+        sheet=sheet,
+        seed=seed,
+        steps=steps,
+        structure_encoder=structure_encoder,
+        latent_model=latent_model,
+        verbose=verbose,
+    )
+    raise typer.Exit(run(request))
+
+
+@app.command()
 def doctor() -> None:
     """Say what is compiled, which device there is, which kernel serves which operator, which models are cached."""
     from trellis.commands.doctor import run

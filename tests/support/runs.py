@@ -9,7 +9,10 @@ from typing import Any
 
 import torch
 
-from trellis.checkpoints import official_name
+from tests.support.bert import tiny_bert
+from tests.support.efficientnet import original_state
+from trellis.checkpoints import official_name, save_model
+from trellis.conditioning.efficientnet import EfficientNetLite0, folded
 from trellis.models.config import Model
 from trellis.pretrained.initialise import MODELS, calibrate, seeded
 from trellis.training.checkpoint import Names, write_misc, write_model
@@ -24,6 +27,32 @@ CHANGES: dict[str, dict[str, Any]] = {
     "slat_decoder_mesh": {"num_blocks": 1},
 }
 MEAN, STD = [0.5] * 8, [2.0] * 8
+
+
+def tiny_bundle(folder: Path) -> Path:
+    """A folder of both pipelines, whose conditioners are an EfficientNet with random weights and a tiny BERT."""
+    models = tiny_models()
+    for role, model in models.items():
+        save_model(model, folder / "ckpts" / role)
+    tiny_bert(folder / "words")
+    network = EfficientNetLite0()
+    network.load_state_dict(folded(original_state()))
+    network.save(folder / "ckpts" / "image")
+    sampler = {"name": "FlowEulerSampler", "args": {"sigma_min": 1e-5}, "params": {"steps": 1, "cfg_strength": 0.0}}
+    args = {
+        "models": {role: f"ckpts/{role}" for role in models},
+        "sparse_structure_sampler": sampler,
+        "slat_sampler": sampler,
+        "slat_normalization": {"mean": [0.0] * 8, "std": [1.0] * 8},
+    }
+    image = {"name": "EfficientNetLite0", "args": network.args, "path": "ckpts/image"}
+    text = {"name": "MiniLM", "args": {}, "path": "words"}
+    for file, name, conditioner in (
+        ("pipeline.json", "TrellisImageTo3DPipeline", {"image_cond_model": image}),
+        ("text_pipeline.json", "TrellisTextTo3DPipeline", {"text_cond_model": text}),
+    ):
+        (folder / file).write_text(json.dumps({"name": name, "args": {**args, **conditioner}}))
+    return folder
 
 
 def write_run(

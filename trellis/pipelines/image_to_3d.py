@@ -76,7 +76,7 @@ class ImageTo3D(Pipeline):
             for start in range(0, len(images), batch_size):
                 group = slice(start, start + batch_size)
                 run = Run(callback)
-                condition, meta = self._condition(images[group], max_pixels, run)
+                condition, meta = self.condition(images[group], max_pixels, run)
                 assets += self.generate(
                     condition,
                     seeds=seeds[group],
@@ -130,7 +130,7 @@ class ImageTo3D(Pipeline):
             raise ValueError("images must be a non-empty list; got an empty one")
         run = Run(callback)
         with torch.inference_mode():
-            views, meta = self._condition(list(images), max_pixels, run)
+            views, meta = self.condition(list(images), max_pixels, run)
             condition = Condition(views.tokens, views.negative, mode)
             background = [entry["background"] for entry in meta]
             return self.generate(
@@ -146,7 +146,7 @@ class ImageTo3D(Pipeline):
                 meta=[{"background": background, "views": len(images), "mode": mode}],
             )[0]
 
-    def _condition(self, images: list[Any], max_pixels: int | None, run: Run) -> tuple[Condition, list[dict[str, Any]]]:
+    def condition(self, images: list[Any], max_pixels: int | None, run: Run) -> tuple[Condition, list[dict[str, Any]]]:
         from trellis.conditioning.imaging import load_image, prepare_image
 
         prepared, meta = [], []

@@ -121,7 +121,7 @@ def _hours(run: Path, step: int) -> str:
 
 
 def _table(evaluation: Mapping[str, Any]) -> list[str]:
-    rows = {name: values for name, values in evaluation.items() if isinstance(values, Mapping)}
+    rows = {name: values for name, values in evaluation.items() if name != "settings" and isinstance(values, Mapping)}
     names = [name for name in METRICS if any(name in values for values in rows.values())]
     lines = [f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
     for name, values in rows.items():
