@@ -71,8 +71,8 @@ def write_run(
     names = Names(run, step)
     for role, model in models.items():
         state = model.state_dict()
-        write_model(names.model(role, rate), described[role], state)
-        write_model(names.model(role), described[role], {key: value / 2 for key, value in state.items()})
+        write_model(names.model(role, rate), described[role].to_json(), state)
+        write_model(names.model(role), described[role].to_json(), {key: value / 2 for key, value in state.items()})
     write_misc(names, {"x": torch.zeros(1)}, {"step": step})
     return run
 
