@@ -143,6 +143,9 @@ def train(
     precision: Annotated[
         str, typer.Option(help="fp32, bf16, fp16, amp; auto: the configuration's on a GPU, fp32 on a CPU.")
     ] = "auto",
+    parallel: Annotated[
+        str, typer.Option(help="Under torchrun: ddp, each process has the whole model, or fsdp2, it is divided.")
+    ] = "ddp",
     threads: Annotated[int | None, typer.Option(help="Threads of the CPU.")] = None,
     workers: Annotated[int, typer.Option(help="Processes that read samples; 0: a thread of this one.")] = 0,
     time_limit: Annotated[float | None, typer.Option(help="Minutes after which to save and stop.")] = None,
@@ -162,6 +165,7 @@ def train(
         resume=resume,
         device=device,
         precision=precision,
+        parallel=parallel,
         threads=threads,
         workers=workers,
         minutes=time_limit,

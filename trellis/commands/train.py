@@ -32,6 +32,7 @@ class Request:
     resume: bool
     device: str
     precision: str
+    parallel: str
     threads: int | None
     workers: int
     minutes: float | None
@@ -73,7 +74,9 @@ def run(request: Request) -> int:
     except (ValueError, OSError, ImportError, RuntimeError, FloatingPointError) as error:
         return failed(errors, request.config, error, request.verbose)
     where = f"{escape(str(request.output))}/ckpts"
-    if state.stopped:
+    if not state.team.first:
+        pass  # the first process says it
+    elif state.stopped:
         console.print(f"{where} [dim]step {state.step}, stopped: {state.stopped}; go on with --resume[/]")
     else:
         console.print(f"{where} [dim]step {state.step}[/]")
@@ -93,6 +96,7 @@ def _train(request: Request, progress: Callable[[Any], None], stop: Callable[[],
         steps=request.steps,
         device=chosen_device(request.device),
         precision=request.precision,
+        parallel=request.parallel,
         workers=request.workers,
         resume=request.resume,
         load=request.load,

@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
@@ -145,12 +146,8 @@ class Reader:
     ) -> None:
         self.dataset, self.plan, self.steps = dataset, plan, range(first, last)
         self.ahead, self.finish = ahead, finish
-        self.processes: Executor | None = None
-        if workers:
-            context = torch.multiprocessing.get_context("spawn")
-            self.processes = ProcessPoolExecutor(
-                workers, mp_context=context, initializer=_start_worker, initargs=(dataset,)
-            )
+        self.workers = workers
+        self.processes: Executor | None = self._pool() if workers else None
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="reader")
 
     def __enter__(self) -> Reader:
@@ -162,13 +159,36 @@ class Reader:
             self.processes.shutdown(cancel_futures=True)
 
     def __iter__(self) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-        """Each step and the batches of its passes."""
+        """Each step and the batches of its passes.
+
+        Raises:
+            BrokenProcessPool: workers die again and again.
+        """
         waiting: list[Future[list[dict[str, Any]]]] = []
-        coming = iter(self.steps)
+        deaths = 0
         for step in self.steps:
-            while len(waiting) <= self.ahead and (ahead := next(coming, None)) is not None:
-                waiting.append(self._submit(ahead))
-            yield step, waiting.pop(0).result()
+            while True:
+                try:
+                    while len(waiting) <= self.ahead and step + len(waiting) < self.steps.stop:
+                        waiting.append(self._submit(step + len(waiting)))
+                    batches = waiting[0].result()
+                    break
+                except BrokenProcessPool:
+                    deaths += 1
+                    if deaths > TRIES:
+                        raise
+                    # What it read is lost, and read again: samples depend on the step alone.
+                    logger.warning("a process that reads samples died; they are started again")
+                    waiting.clear()
+                    self.processes = self._pool()
+            del waiting[0]
+            yield step, batches
+
+    def _pool(self) -> Executor:
+        context = torch.multiprocessing.get_context("spawn")
+        return ProcessPoolExecutor(
+            self.workers, mp_context=context, initializer=_start_worker, initargs=(self.dataset,)
+        )
 
     def _submit(self, step: int) -> Future[list[dict[str, Any]]]:
         passes = self.plan.passes(self.dataset, step)

@@ -174,7 +174,11 @@ def _loop(
             if loop.i_ddpcheck and run.step % loop.i_ddpcheck == 0 and not isinstance(run.weights, ShardedWeights):
                 team.check_equal(run.weights.master)
             if run.step % loop.i_save == 0 or run.step == last or run.stopped:
-                save_run(run, checkpoint.Names(folder, run.step))
+                error = save_run(run, checkpoint.Names(folder, run.step))
+                if error is not None and (run.step == last or run.stopped):
+                    raise error
+                if error is not None:  # a full disk, perhaps: the next checkpoint may succeed
+                    logger.error("step %d could not be saved, training goes on: %s", run.step, error)
             if run.stopped:
                 break
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from trellis.checkpoints import CheckpointError, build_model, load_model
 from trellis.models.config import Model
@@ -123,31 +124,59 @@ def build_run(
     return Run(config, loop, precision, team, models, weights, optimizer, passes, elastic, lora, stems)
 
 
-def save_run(run: Run, names: checkpoint.Names) -> None:
-    """Write a checkpoint; all processes call it, the first one writes what is not divided."""
+def save_run(run: Run, names: checkpoint.Names) -> OSError | None:
+    """Write a checkpoint; all processes call it, the first one writes what is not divided.
+
+    Returns:
+        What went wrong with the disk, if something did: then the step does not count as saved, and former ones stay.
+    """
+    error: OSError | None = None
     if isinstance(run.weights, ShardedWeights) and isinstance(run.optimizer, ShardedOptimizer):
         write_shards(names.shards, run.weights, run.optimizer)
     for role, described in run.config.models.items():
         for rate in (None, *run.loop.ema_rate):
             state = run.weights.state(role, rate)
-            if run.team.first and run.lora is not None:
-                checkpoint.write_model(names.adapters(role, rate), run.lora.to_json(), adapter_state(state))
-                # Into the weights as they were read: those here may have been rounded to half precision.
-                base = load_model(run.base[role], dtype=torch.float32).state_dict()
-                state = merged_state({**base, **adapter_state(state)}, run.lora)
-            if run.team.first:
-                checkpoint.write_model(names.model(role, rate), described.to_json(), state)
-    if run.team.first:
-        remembered = {"step": run.step, "precision": run.precision, "elastic": run.elastic.state()}
-        remembered["base"] = dict(run.base)
-        remembered |= run.optimizer.state()
-        checkpoint.write_misc(names, run.optimizer.tensors(), remembered)
-        if run.loop.keep_checkpoints is not None:
-            for step in checkpoint.saved_steps(names.run)[: -1 - run.loop.keep_checkpoints]:
-                old = checkpoint.Names(names.run, step)
-                old.delete()
-                shutil.rmtree(old.shards, ignore_errors=True)
-    run.team.wait()
+            if run.team.first and error is None:
+                try:
+                    _write_model(run, names, role, rate, described.to_json(), state)
+                except OSError as problem:
+                    error = problem
+    if run.team.first and error is None:
+        try:
+            _write_rest(run, names)
+        except OSError as problem:
+            error = problem
+    if run.team.first and error is not None:
+        names.delete()
+    return (
+        OSError("the first process could not write") if run.team.agree(int(error is not None)) and not error else error
+    )
+
+
+def _write_model(
+    run: Run,
+    names: checkpoint.Names,
+    role: str,
+    rate: float | None,
+    described: dict[str, Any],
+    state: dict[str, Tensor],
+) -> None:
+    if run.lora is not None:
+        checkpoint.write_model(names.adapters(role, rate), run.lora.to_json(), adapter_state(state))
+        # Into the weights as they were read: those here may have been rounded to half precision.
+        base = load_model(run.base[role], dtype=torch.float32).state_dict()
+        state = merged_state({**base, **adapter_state(state)}, run.lora)
+    checkpoint.write_model(names.model(role, rate), described, state)
+
+
+def _write_rest(run: Run, names: checkpoint.Names) -> None:
+    remembered = {"step": run.step, "precision": run.precision, "elastic": run.elastic.state(), "base": dict(run.base)}
+    checkpoint.write_misc(names, run.optimizer.tensors(), {**remembered, **run.optimizer.state()})
+    if run.loop.keep_checkpoints is not None:
+        for step in checkpoint.saved_steps(names.run)[: -1 - run.loop.keep_checkpoints]:
+            old = checkpoint.Names(names.run, step)
+            old.delete()
+            shutil.rmtree(old.shards, ignore_errors=True)
 
 
 def restore_run(run: Run, names: checkpoint.Names) -> None:
