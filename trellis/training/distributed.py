@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -110,7 +111,11 @@ class Replica:
     def __init__(self, objective: Any, models: Mapping[str, nn.Module], team: Processes) -> None:
         self.module: nn.Module = Pass(objective, models)
         if team.count > 1:
-            self.module = nn.parallel.DistributedDataParallel(self.module, bucket_cap_mb=128, broadcast_buffers=False)
+            # Buffers are constants here. Newer versions of torch renamed the argument that says so.
+            parameters = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+            name = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
+            constant: dict[str, Any] = {name: False}
+            self.module = nn.parallel.DistributedDataParallel(self.module, bucket_cap_mb=128, **constant)
 
     def __call__(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
         return self.module(batch, generator)
