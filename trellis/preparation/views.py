@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,20 +12,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from trellis.atomic import atomic_path
 from trellis.nn.hammersley import sphere_hammersley
 from trellis.preparation.job import Job
 from trellis.preparation.scene import SceneParts
+from trellis.preparation.surface import Picture, Surface
 from trellis.renderers.camera import DEFAULT_FOV, Cameras
-from trellis_kernels import interpolate, interpolate_derivatives, rasterize_mesh, sample_texture, voxelize_mesh
-from trellis_kernels.mesh_raster import Rasterization
+from trellis_kernels import voxelize_mesh
 
 RADIUS = 2.0
 FRONT = -math.pi / 2  # yaw of a camera that looks at the front
-_LAYERS = 4  # surfaces seen through each other
-_PIXELS_AT_ONCE = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -40,6 +37,15 @@ class Light:
 
     ambient: float
     directions: tuple[tuple[float, float, float, float], ...]
+
+    @property
+    def lamps(self) -> Tensor:
+        """``[1 + L, 4]``: (0, 0, 0, `ambient`), then unit directions and strengths."""
+        rows = [(0.0, 0.0, 0.0, self.ambient)]
+        for x, y, z, strength in self.directions:
+            length = math.sqrt(x * x + y * y + z * z)
+            rows.append((x / length, y / length, z / length, strength))
+        return torch.tensor(rows)
 
     @classmethod
     def standard(cls) -> Light:
@@ -138,139 +144,49 @@ def render_views(
     Raises:
         ValueError: `resolution` or `ssaa` is not positive, or there are not V lights.
     """
+    images = torch.zeros(len(cameras), 4, resolution, resolution) if resolution > 0 else torch.empty(0)
+    depths = torch.zeros(images[:, 0].shape) if resolution > 0 else images
+    for index, picture in enumerate(_pictures(scene, cameras, resolution, ssaa, lights)):
+        height, width = picture.depths.shape
+        rows, columns = slice(picture.top, picture.top + height), slice(picture.left, picture.left + width)
+        images[index, :, rows, columns] = picture.colors.permute(2, 0, 1)
+        depths[index, rows, columns] = picture.depths
+    return Views(images, depths)
+
+
+def _pictures(
+    scene: SceneParts, cameras: Cameras, resolution: int, ssaa: int, lights: Sequence[Light] | None = None
+) -> Iterator[Picture]:
     if resolution < 1 or ssaa < 1:
         raise ValueError(f"resolution and ssaa must be positive; got {resolution} and {ssaa}")
     lights = [Light.standard()] * len(cameras) if lights is None else lights
     if len(lights) != len(cameras):
         raise ValueError(f"lights must be one for each of {len(cameras)} cameras; got {len(lights)}")
-    samples, surface = resolution * ssaa, _Surface(scene)
-    chunk = max(1, _PIXELS_AT_ONCE // samples**2)
-    pieces = [
-        _render(surface, cameras[start : start + chunk], samples, ssaa, lights[start : start + chunk])
-        for start in range(0, len(cameras), chunk)
-    ]
-    if not pieces:
-        return Views(torch.zeros(0, 4, resolution, resolution), torch.zeros(0, resolution, resolution))
-    return Views(*(torch.cat(parts) for parts in zip(*pieces, strict=True)))
-
-
-class _Surface:
-    """A scene as one mesh, its attributes as rows."""
-
-    def __init__(self, scene: SceneParts) -> None:
-        self.parts = scene.parts
-        self.vertices, self.faces = scene.vertices, scene.faces
-        corners = self.vertices[self.faces.long()]
-        self.normals = normalize(
-            torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), dim=1
-        )
-        self.part = torch.cat([torch.full((len(part.faces),), i) for i, part in enumerate(scene.parts)])
-        colors = []
-        for part in scene.parts:
-            own = torch.ones(len(part.vertices), 3) if part.colors is None else part.colors
-            colors.append(torch.cat([own, torch.ones(len(own), 1)], 1) * torch.tensor(part.color))
-        self.colors = torch.cat(colors)
-        self.uv = torch.cat([torch.zeros(len(p.vertices), 2) if p.uv is None else p.uv for p in scene.parts])
-        self.clear = bool((self.colors[:, 3] < 1).any()) or any(
-            p.texture is not None and bool((p.texture[..., 3] < 1).any()) for p in scene.parts
-        )
-
-    def shade(self, seen: Rasterization, pixels: Tensor, toward: Tensor, lights: Tensor) -> Tensor:
-        """``[P, 4]`` color and opacity of the pixels ``[P, 3]`` (view, row, column) that show a triangle.
-
-        Args:
-            seen: what the pixels show.
-            pixels: which.
-            toward: ``[P, 3]`` from where they are seen, any length.
-            lights: ``[V, L, 4]`` directions and strengths; row 0 holds the ambient share.
-        """
-        view, row, column = pixels.unbind(1)
-        face = seen.faces[view, row, column]
-        rows = face[None, None], seen.barycentrics[view, row, column][None, None]
-        picked = Rasterization(
-            rows[0], rows[1], seen.depths[:1, :1, :1], seen.derivatives[view, row, column][None, None]
-        )
-        albedo = interpolate(self.colors[None], self.faces, picked)[0, 0]
-        part = self.part[face.long()]
-        if any(p.texture is not None for p in self.parts):
-            uv = interpolate(self.uv[None], self.faces, picked)[0, 0]
-            steps = interpolate_derivatives(self.uv[None], self.faces, picked)[0, 0]
-            for index, material in enumerate(self.parts):
-                mine = torch.nonzero(part == index)[:, 0]
-                if material.texture is not None and len(mine):
-                    texels = sample_texture(material.texture[None], uv[None, None, mine], steps[None, None, mine])
-                    albedo[mine] *= texels[0, 0]
-        normal = self.normals[face.long()]
-        normal = torch.where((normal * toward).sum(1, keepdim=True) < 0, -normal, normal)
-        light = lights[:, 0, 3][view]
-        for index in range(1, lights.shape[1]):
-            lamp = lights[view, index]
-            light = light + (normal * lamp[:, :3]).sum(1).clamp(min=0) * lamp[:, 3]
-        return torch.cat([(albedo[:, :3] * light[:, None]).clamp(0, 1), albedo[:, 3:]], 1)
-
-
-def _render(surface: _Surface, cameras: Cameras, samples: int, ssaa: int, lights: Sequence[Light]) -> Views:
-    ends = Cameras(cameras.extrinsics, cameras.intrinsics, near=0.1, far=20.0)
-    points = surface.vertices @ cameras.extrinsics[:, :3, :3].mT + cameras.extrinsics[:, None, :3, 3]
-    clip = torch.cat([points, torch.ones_like(points[..., :1])], -1) @ ends.projection.mT
-    most = max(len(light.directions) for light in lights)
-    table = torch.zeros(len(lights), most + 1, 4)
-    for index, light in enumerate(lights):
-        table[index, 0, 3] = light.ambient
-        for lamp, (x, y, z, strength) in enumerate(light.directions, 1):
-            length = math.sqrt(x * x + y * y + z * z)
-            table[index, lamp] = torch.tensor([x / length, y / length, z / length, strength])
-    premultiplied = torch.zeros(len(cameras), samples, samples, 4)
-    depths, seen = torch.zeros(len(cameras), samples, samples), None
-    for layer in range(_LAYERS if surface.clear else 1):
-        seen = rasterize_mesh(clip, surface.faces, samples, samples, seen)
-        pixels = torch.nonzero((seen.faces >= 0) & (premultiplied[..., 3] < 0.999))
-        if not len(pixels):
-            break
-        view, row, column = pixels.unbind(1)
-        away = interpolate(points[..., 2:].contiguous(), surface.faces, seen)[..., 0] if layer == 0 else None
-        if away is not None:
-            depths = torch.where(seen.faces >= 0, away, depths)
-        # All points of a triangle are on the same side of its plane's normal as seen from the camera: a corner will do.
-        corner = surface.vertices[surface.faces[seen.faces[view, row, column].long(), 0].long()]
-        color = surface.shade(seen, pixels, cameras.centers[view] - corner, table)
-        over = (1 - premultiplied[view, row, column, 3:]) * color[:, 3:]
-        premultiplied[view, row, column] += torch.cat([color[:, :3] * over, over], 1)
-    if ssaa > 1:
-        count = samples // ssaa
-        premultiplied = premultiplied.view(-1, count, ssaa, count, ssaa, 4).mean((2, 4))
-        blocks = depths.view(-1, count, ssaa, count, ssaa)
-        nearest = torch.where(blocks > 0, blocks, math.inf).amin((2, 4))
-        depths = torch.where(nearest.isfinite(), nearest, 0.0)
-    alpha = premultiplied[..., 3:]
-    images = torch.cat([premultiplied[..., :3] / alpha.clamp(min=1e-6), alpha], -1)
-    return Views(images.permute(0, 3, 1, 2), depths)
+    return Surface(scene).draw(cameras, resolution, ssaa, [light.lamps for light in lights])
 
 
 def render_step(job: Job) -> dict[str, Any]:
     """Write renders/<sha>: the training views, transforms.json, mesh.ply, and depths.npz if the settings say so."""
     settings, folder = job.settings, job.root / "renders" / job.sha256
-    if not (folder / "transforms.json").exists():
+    others = ["mesh.ply", "depths.npz"] if settings.depth else ["mesh.ply"]
+    if not _is_there(folder, settings.views, others):
         offset = torch.rand(2, generator=torch.Generator().manual_seed(job.seed)).tolist()
         cameras = official_views(settings.views, (offset[0], offset[1]))
-        views = render_views(job.scene, cameras, settings.resolution, settings.ssaa)
-        if settings.depth:
-            with atomic_path(folder / "depths.npz") as path:
-                np.savez_compressed(path, depths=views.depths.numpy().astype(np.float16))
+        pictures = _pictures(job.scene, cameras, settings.resolution, settings.ssaa)
         job.scene.mesh.save(folder / "mesh.ply")
-        _write(folder, job.scene, cameras, views)
+        _write(folder, job.scene, cameras, settings.resolution, pictures, settings.depth)
     return {}
 
 
 def render_cond_step(job: Job) -> dict[str, Any]:
     """Write renders_cond/<sha>: the conditioning pictures, each in another light, and transforms.json."""
     settings, folder = job.settings, job.root / "renders_cond" / job.sha256
-    if not (folder / "transforms.json").exists():
+    if not _is_there(folder, settings.cond_views):
         generator = torch.Generator().manual_seed(job.seed + 1)
         cameras = conditioning_views(settings.cond_views, generator, settings.cond_azimuth, settings.cond_elevation)
         lights = [Light.random(generator) for _ in range(settings.cond_views)]
-        views = render_views(job.scene, cameras, settings.cond_resolution, settings.ssaa, lights)
-        _write(folder, job.scene, cameras, views)
+        pictures = _pictures(job.scene, cameras, settings.cond_resolution, settings.ssaa, lights)
+        _write(folder, job.scene, cameras, settings.cond_resolution, pictures)
     return {}
 
 
@@ -290,22 +206,40 @@ def voxelize_step(job: Job) -> dict[str, Any]:
     return {"num_voxels": len(coords)}
 
 
-def _write(folder: Path, scene: SceneParts, cameras: Cameras, views: Views) -> None:
-    """The pictures, then transforms.json: who finds that finds all."""
+def _is_there(folder: Path, count: int, others: Sequence[str] = ()) -> bool:
+    """Whether a folder of pictures was written to its end and nothing of it is missing since."""
+    try:
+        frames = json.loads((folder / "transforms.json").read_text())["frames"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    names = [f"{index:03d}.png" for index in range(count)] + list(others)
+    return len(frames) == count and all((folder / name).is_file() for name in names)
+
+
+def _write(
+    folder: Path, scene: SceneParts, cameras: Cameras, side: int, pictures: Iterable[Picture], depth: bool = False
+) -> None:
+    """The pictures as they come, then transforms.json: who finds that finds all."""
     import cv2
 
-    folder.mkdir(parents=True, exist_ok=True)
-    pixels = (views.images.permute(0, 2, 3, 1) * 255).round().byte().numpy()[..., [2, 1, 0, 3]]
     fov = 2 * torch.atan(0.5 / cameras.intrinsics[:, 0, 0].double())
-    frames = []
-    for index, (picture, pose, angle) in enumerate(zip(pixels, cameras.blender.tolist(), fov.tolist(), strict=True)):
-        name = f"{index:03d}.png"
-        done, packed = cv2.imencode(".png", picture, [cv2.IMWRITE_PNG_COMPRESSION, 3])
+    frames, depths = [], np.zeros((len(cameras) if depth else 0, side, side), np.float16)
+    for index, (picture, pose, angle) in enumerate(zip(pictures, cameras.blender.tolist(), fov.tolist(), strict=True)):
+        name, (height, width) = f"{index:03d}.png", picture.depths.shape
+        where = slice(picture.top, picture.top + height), slice(picture.left, picture.left + width)
+        pixels = np.zeros((side, side, 4), np.uint8)
+        pixels[where] = (picture.colors * 255).round_().byte().numpy()[..., [2, 1, 0, 3]]
+        if depth:
+            depths[(index, *where)] = picture.depths.numpy()
+        done, packed = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])
         if not done:
             raise RuntimeError(f"{folder / name} could not be encoded")
         with atomic_path(folder / name) as path:
             path.write_bytes(packed.tobytes())
         frames.append({"file_path": name, "camera_angle_x": angle, "transform_matrix": pose})
+    if depth:
+        with atomic_path(folder / "depths.npz") as path:
+            np.savez_compressed(path, depths=depths)
     cube = [[-0.5] * 3, [0.5] * 3]
     described = {"aabb": cube, "scale": scene.scale, "offset": list(scene.offset), "frames": frames}
     with atomic_path(folder / "transforms.json") as path:
