@@ -64,6 +64,25 @@ def test_the_box_shows_what_the_whole_picture_shows(eye: tuple, aim: tuple) -> N
     assert int(((ours.depths[0] - depths).abs() > 1e-3).sum()) <= 2
 
 
+def test_a_floor_that_passes_under_the_camera_fills_the_lower_half() -> None:
+    floor = Part(torch.tensor([(-0.5, -0.5, 0.0), (0.5, -0.5, 0.0), (0.5, 0.5, 0.0), (-0.5, 0.5, 0.0)]), TWO)
+    seen = render_views(scene(floor), Cameras.look_at([[0.0, -0.1, 0.02]], [0.0, 0.9, 0.02]), 20).images[0, 3]
+    # The far edge is 0.6 away and 0.02 below: 0.9 pixels under the middle.
+    assert torch.equal(seen, (torch.arange(20) >= 11).float()[:, None].expand(20, 20))
+
+
+def test_a_ceiling_seen_from_below_is_not_lit_from_above() -> None:
+    ceiling = torch.tensor([(-0.5, -0.5, 0.4), (0.5, -0.5, 0.4), (0.5, 0.5, 0.4), (-0.5, 0.5, 0.4)])
+    above = Light(0.5, ((0.0, 0.0, 1.0, 0.25),))
+    for faces in (TWO, TWO.flip(1)):
+        for height, brightness in ((0.2, 0.5), (0.6, 0.75)):
+            cameras = Cameras.look_at([[0.0, -1.0, height]], [0.0, 0.0, 0.4])
+            seen = render_views(scene(Part(ceiling, faces)), cameras, 31, lights=[above]).images[0]
+            there = seen[3] > 0
+            assert int(there.sum()) > 50
+            torch.testing.assert_close(seen[0][there], torch.full((int(there.sum()),), brightness))
+
+
 def test_depth_of_a_slope_is_where_the_rays_meet_it() -> None:
     slope = Part(torch.tensor([(-0.5, -0.5, -0.5), (0.5, -0.5, -0.5), (0.5, 0.5, 0.5), (-0.5, 0.5, 0.5)]), TWO)
     depths = render_views(scene(slope), FRONT, 31).depths[0]
