@@ -298,6 +298,29 @@ def evaluate(
 
 
 @app.command()
+def pack(
+    source: Annotated[Path, typer.Argument(help="Folder written by `trellis prepare`; with --unpack: of shards.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the shards; with --unpack: to prepare.")],
+    objects: Annotated[int, typer.Option(help="Objects in each shard.")] = 256,
+    include: Annotated[
+        str,
+        typer.Option(
+            help="What goes in, of: voxels, renders, renders_cond, features, latents, ss_latents, conditions;"
+            " default: all."
+        ),
+    ] = "",
+    unpack: Annotated[bool, typer.Option("--unpack", help="Shards into a prepared folder instead.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Log more, and show tracebacks.")] = False,
+) -> None:
+    """Pack a prepared folder into tar shards, which `trellis train` reads as it reads the folder."""
+    from trellis.commands.pack import Request, run
+
+    _log(verbose)
+    kinds = tuple(name.strip() for name in include.split(",") if name.strip())
+    raise typer.Exit(run(Request(source, output, objects, kinds, unpack, verbose)))
+
+
+@app.command()
 def doctor() -> None:
     """Say what is compiled, which device there is, which kernel serves which operator, which models are cached."""
     from trellis.commands.doctor import run

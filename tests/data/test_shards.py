@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import shutil
 import tarfile
 from pathlib import Path
@@ -12,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.prepared import FEATURES, LATENTS, STRUCTURE, prepared_root
+from trellis.commands.pack import Request, run
 from trellis.data import build_dataset, unpack_shards, write_shards
 from trellis.data.shards import KINDS, MODELS, ShardPlace, inner_path, member_name, open_shards
 from trellis.preparation.metadata import read_metadata
@@ -74,13 +76,12 @@ def test_shards_give_the_samples_of_the_folder(root: Path, shards: Path, name: s
             assert all(same(value, other[key]) for key, value in one.items())
 
 
-def test_worker_processes_read_shards(shards: Path) -> None:
+def test_shards_go_to_worker_processes_without_what_was_kept(shards: Path) -> None:
     dataset = build_dataset("SparseStructureLatent", {"latent_model": STRUCTURE, "cache": True}, [shards, shards])
-    batches = []
-    for workers in (0, 1):
-        with Reader(dataset, Plan(0, 4, 2, range(2)), 0, 2, workers=workers) as reader:
-            batches.append([batch["x_0"] for _, step in reader for batch in step])
-    assert all(torch.equal(one, other) for one, other in zip(*batches, strict=True))
+    once = [dataset.load(index, seeded())["x_0"] for index in range(6)]
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert all(part.cache.size == 0 < kept.cache.size for part, kept in zip(copy.parts, dataset.parts, strict=True))
+    assert all(torch.equal(copy.load(index, seeded())["x_0"], value) for index, value in enumerate(once))
 
 
 def test_the_order_is_that_of_webdataset(shards: Path, root: Path) -> None:
@@ -230,6 +231,7 @@ def test_what_is_not_there_is_named(tmp_path: Path, shards: Path) -> None:
             member_name(path)
 
 
+@settings(max_examples=20, deadline=None)
 @given(st.text("aZ09_-", min_size=1), st.text("mZ0._-+", min_size=1), st.sampled_from(KINDS))
 def test_names_have_an_inverse(sha: str, part: str, kind: str) -> None:
     path = f"{kind}/{part}/{sha}.npz" if kind in MODELS else f"{kind}/{sha}/{part}"
@@ -240,3 +242,22 @@ def test_names_have_an_inverse(sha: str, part: str, kind: str) -> None:
         assert part[0] in ".+"
         return
     assert inner_path(name) == path
+
+
+def test_the_command_packs_and_unpacks(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def pack(source: str, output: str, **options: Any) -> int:
+        given = {"objects": 2, "include": (), "unpack": False, "verbose": False} | options
+        return run(Request(tmp_path / source, tmp_path / output, **given))
+
+    (tmp_path / "data").symlink_to(root)
+    assert pack("data", "shards", include=("voxels", "ss_latents")) == 0
+    assert "3 objects in 2 shards, 2 written" in " ".join(capsys.readouterr().out.split())
+    assert pack("shards", "again", unpack=True) == 0
+    assert {path.name for path in (tmp_path / "again").iterdir()} >= {"metadata.csv", "voxels", "ss_latents"}
+    with (tmp_path / "shards" / "shard-000001.tar").open("r+b") as file:
+        file.truncate(2000)
+    assert pack("shards", "rest", unpack=True) == 1
+    assert len(read_metadata(tmp_path / "rest")) == 2
+    capsys.readouterr()
+    assert pack("data", "shards", include=("meshes",)) == 1
+    assert "kinds must be of voxels" in " ".join(capsys.readouterr().err.split())
