@@ -43,6 +43,8 @@ def test_surfaces_that_are_shifted() -> None:
     half = surface_scores(plane[: len(plane) // 2], plane)  # precision 1, recall a half and the rim
     recall = float((plane[:, 0] <= plane[len(plane) // 2 - 1, 0] + 0.02).double().mean())
     assert half["fscore_0.02"] == pytest.approx(2 * recall / (1 + recall), rel=1e-6)
+    back = (plane[:, 0] - plane[len(plane) // 2 - 1, 0]).clamp(min=0).mean()  # the other way all distances are 0
+    assert half["chamfer"] == pytest.approx(float(back) / 2, rel=1e-4)
 
 
 def test_a_surface_that_is_not_there_is_the_worst() -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -64,11 +65,12 @@ def run(request: Request) -> int:
 
 
 def _table(result: dict[str, Any]) -> Table:
-    table = Table(Column(no_wrap=True), *(name.replace("fscore_", "F@") for name in NAMES), "n")
+    headers = (name.replace("fscore_0", "F@").replace("chamfer", "CD") for name in NAMES)
+    table = Table(Column(no_wrap=True), *headers, "n", box=SIMPLE)
     for method, entry in result.items():
         if method in ("settings", "retrieval"):
             continue
-        cells = ["" if entry[name] is None else f"{entry[name]:.3f}" for name in NAMES]
+        cells = ["" if entry[name] is None else f"{entry[name]:.{2 if name == 'psnr' else 3}f}" for name in NAMES]
         table.add_row(method.replace("_", " "), *cells, str(entry["n"]))
     return table
 
