@@ -93,13 +93,13 @@ def test_a_latent_flow_overfits_one_object() -> None:
     one = sparse((20,))
     batch = {"x_0": one, "cond": torch.ones(1, 3, 12), "neg_cond": torch.zeros(1, 3, 12)}
     curve = []
-    for step in range(150):
+    for step in range(80):
         loss = FlowMatching()({"denoiser": model}, batch, seeded(step))["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         curve.append(float(loss.detach()))
-    assert sum(curve[-20:]) < 0.5 * sum(curve[:20])
+    assert sum(curve[-20:]) < 0.7 * sum(curve[:20])
 
 
 @pytest.mark.parametrize(
