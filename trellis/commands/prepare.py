@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from trellis.commands.console import failed, progress_bars
+from trellis.preparation.attribution import write_attribution
 from trellis.preparation.job import Settings, step_function
 from trellis.preparation.metadata import done, read_metadata, write_metadata
 from trellis.preparation.runner import Summary, prepare
@@ -101,6 +102,7 @@ def _register(request: Request, settings: Settings, console: Console) -> None:
     for row in with_variants(kept, settings.variants, settings.seed):
         rows.setdefault(row["sha256"], _unprepared(row))
     write_metadata(root, (rows | _also(known, rows)).values())
+    write_attribution(root, kept)
     console.print(f"{len(found)} objects in {request.source}, {len(kept)} kept, {len(rows) - len(found)} variants")
 
 

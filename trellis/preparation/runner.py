@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import logging
 import multiprocessing
 import time
@@ -12,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trellis.atomic import disk_is_full
 from trellis.preparation.job import STEPS, Job, Settings, step_function
 from trellis.preparation.metadata import done, merge_records, note_failure, read_metadata, write_records
 
@@ -34,6 +37,7 @@ class Outcome:
     sha256: str
     columns: dict[str, dict[str, Any]]
     failures: dict[str, str]
+    stop: str = ""  # why no other object can be prepared either
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ def prepare(
 
     Raises:
         ValueError: an argument is out of range.
+        OSError: the disk is full; what was done is kept, and the next run goes on from there.
     """
     for step in steps:
         step_function(step)
@@ -97,6 +102,8 @@ def prepare(
                 failed += 1
                 note_failure(root, step, outcome.sha256, error)
                 logger.info("%s of %s failed: %s", step, outcome.sha256, error)
+            if outcome.stop:
+                raise OSError(f"nothing can be written any more, the next run goes on from here: {outcome.stop}")
             if progress is not None:
                 progress(through, len(tasks))
             if time.monotonic() - flushed > FLUSH_SECONDS:
@@ -132,6 +139,8 @@ def run_task(task: Task) -> Outcome:
         try:
             columns[step] = step_function(step)(task.job)
         except Exception as error:  # one bad object never stops a run
+            if disk_is_full(error):
+                return Outcome(task.job.sha256, columns, {}, stop=f"{type(error).__name__}: {error}")
             return Outcome(task.job.sha256, columns, {step: f"{type(error).__name__}: {error}"})
     return Outcome(task.job.sha256, columns, {})
 
@@ -156,8 +165,8 @@ def _in_processes(tasks: Sequence[Task], jobs: int) -> Iterator[Outcome]:
             try:
                 while queue or running:
                     while queue and len(running) < 2 * jobs:
-                        task = queue.pop()
-                        running[pool.submit(run_task, task)] = task
+                        running[pool.submit(run_task, queue[-1])] = queue[-1]
+                        queue.pop()  # not before: a broken pool refuses it
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
                         outcome = future.result()
                         del running[future]
@@ -177,13 +186,45 @@ def _alone(task: Task) -> Outcome:
 
 
 def _on_ray(tasks: Sequence[Task], address: str, workers: int) -> Iterator[Outcome]:
-    """The same tasks as a Ray Data set."""
+    """The same tasks as a Ray Data set, a block each; those whose worker dies again and again are failures."""
     import ray
 
-    ray.init(None if address == "local" else address, num_cpus=workers if address == "local" else None)
+    if not tasks:
+        return
+    ours = not ray.is_initialized()
+    if ours and address == "local":
+        ray.init("local", num_cpus=workers, include_dashboard=False, logging_level=logging.WARNING)
+    elif ours:
+        ray.init(address, logging_level=logging.WARNING)
     try:
-        items = ray.data.from_items([{"task": task} for task in tasks], override_num_blocks=max(1, len(tasks)))
-        for row in items.map(lambda row: {"outcome": run_task(row["task"])}, concurrency=workers).iter_rows():
-            yield row["outcome"]
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False  # there is one already
+        context.max_errored_blocks = -1  # blocks are left out instead of ending the run
+        items = ray.data.from_items([{"task": _packed(task)} for task in tasks], override_num_blocks=len(tasks))
+        missing = {task.job.sha256: task for task in tasks}
+        for row in items.map(_on_worker, concurrency=workers).iter_rows():
+            outcome = Outcome(**json.loads(row["outcome"]))
+            del missing[outcome.sha256]
+            yield outcome
+        for sha, task in missing.items():
+            yield Outcome(sha, {}, {task.steps[0]: "the worker process died"})
     finally:
-        ray.shutdown()
+        if ours:
+            ray.shutdown()
+
+
+def _on_worker(row: dict[str, str]) -> dict[str, str]:
+    _one_thread()
+    entries = json.loads(row["task"])
+    entries["settings"]["cond_elevation"] = tuple(entries["settings"]["cond_elevation"])
+    job = Job(Path(entries["root"]), entries["row"]["sha256"], entries["row"], Settings(**entries["settings"]))
+    return {"outcome": json.dumps(dataclasses.asdict(run_task(Task(job, tuple(entries["steps"])))), default=str)}
+
+
+def _packed(task: Task) -> str:
+    """As text: Ray's tables would wrap objects of ours, and a worker on another machine might not unwrap them."""
+    job = task.job
+    settings = dataclasses.asdict(job.settings)
+    return json.dumps(
+        {"root": str(job.root.resolve()), "row": dict(job.row), "settings": settings, "steps": task.steps}
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trellis.preparation.counting import stated_size
 from trellis.representations.gltf import linear_to_srgb
 from trellis.representations.mesh import Mesh
 from trellis.representations.mesh_reading import MeshPart, colors_of, picture_of, read_parts, unit_colors
@@ -19,7 +21,9 @@ from trellis.representations.mesh_reading import MeshPart, colors_of, picture_of
 if TYPE_CHECKING:
     from trellis.preparation.job import Job
 
-MAX_FACES = 10_000_000
+logger = logging.getLogger(__name__)
+MAX_FACES = 5_000_000
+MAX_BYTES = 1 << 30
 MAX_TEXTURE = 2048  # pixels per side: renders have fewer
 
 
@@ -118,12 +122,27 @@ def load_scene(path: Path, rotation: Sequence[Sequence[float]] | None = None) ->
         ValueError: the file is damaged, empty, too large, has positions that are not finite or no extent.
         FileNotFoundError: there is none.
     """
+    _check_size(path)
     parts = read_parts(path)
     count = sum(len(part.faces) for part in parts)
     if count > MAX_FACES:
         raise ValueError(f"{path} must have at most {MAX_FACES} faces; it has {count}")
     turned = [_part(part, path.suffix.lower(), rotation) for part in parts]
     return normalised([part for part in turned if len(part.faces)])
+
+
+def _check_size(path: Path) -> None:
+    """Refuse what no parser should be given: it would take minutes and all memory before one could count."""
+    if not path.is_file():
+        return  # read_parts says so
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"{path} must have at most {MAX_BYTES} bytes; it has {path.stat().st_size}")
+    size = stated_size(path)
+    if size.faces > MAX_FACES or size.vertices > 3 * MAX_FACES:
+        raise ValueError(
+            f"{path} must have at most {MAX_FACES} faces and {3 * MAX_FACES} vertices; "
+            f"it has {size.faces} and {size.vertices}"
+        )
 
 
 def inspect_step(job: Job) -> dict[str, Any]:
@@ -210,6 +229,7 @@ def _part(part: MeshPart, suffix: str, rotation: Sequence[Sequence[float]] | Non
         vertices = vertices @ np.asarray(rotation, dtype=np.float64).reshape(3, 3).T
     if suffix in (".glb", ".gltf", ".obj"):  # y up
         vertices = np.stack([vertices[:, 0], -vertices[:, 2], vertices[:, 1]], axis=1)
+    _drop_damaged_picture(part)
     texture, uv = _texture(part)
     # colors_of() multiplies a glTF's colors with the factor already.
     colors = None if texture is not None else colors_of(part, suffix)
@@ -226,6 +246,22 @@ def _part(part: MeshPart, suffix: str, rotation: Sequence[Sequence[float]] | Non
     )
 
 
+def _drop_damaged_picture(part: MeshPart) -> None:
+    """A picture that cannot be decoded (or whose pixels are too many) is as if it were not there: the color stays."""
+    from PIL import Image
+
+    picture = picture_of(part)
+    if picture is None:
+        return
+    try:
+        picture.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        logger.warning("a texture is left out: %s", error)
+        for name in ("image", "baseColorTexture"):
+            if getattr(part.visual.material, name, None) is not None:
+                setattr(part.visual.material, name, None)
+
+
 def _texture(part: MeshPart) -> tuple[Tensor | None, Tensor | None]:
     from PIL import Image
 
@@ -237,7 +273,7 @@ def _texture(part: MeshPart) -> tuple[Tensor | None, Tensor | None]:
         picture.thumbnail((MAX_TEXTURE, MAX_TEXTURE), Image.Resampling.BOX)
     image = np.asarray(picture.convert("RGBA"), dtype=np.float32) / 255
     uv = np.stack([part.visual.uv[:, 0], 1 - part.visual.uv[:, 1]], axis=1)  # trimesh's v goes up
-    return torch.tensor(image), torch.tensor(np.nan_to_num(uv), dtype=torch.float32)
+    return torch.tensor(image), torch.tensor(uv, dtype=torch.float32).nan_to_num(0, 0, 0)
 
 
 def _color(part: MeshPart, suffix: str) -> tuple[float, float, float, float]:

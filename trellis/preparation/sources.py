@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 import shutil
 import subprocess
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 
-from trellis.atomic import atomic_path
+from trellis.atomic import atomic_path, disk_is_full
+from trellis.preparation.metadata import note_failure
 from trellis.preparation.scene import Variant
 from trellis.representations.mesh_reading import SUFFIXES
 
 SWEETHOME3D = "sweethome3d"
 INSTALLED = Path("/usr/share/sweethome3d/furniture")
 _LARGEST_CATALOG = 1 << 31  # unpacked bytes
+# What a file that is damaged, encrypted or not of its format makes zipfile, pathlib and our parsers raise.
+_DAMAGED = (OSError, ValueError, KeyError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+logger = logging.getLogger(__name__)
 _HELD_OUT = 10  # one name in so many
 
 Row = dict[str, Any]
@@ -29,12 +35,15 @@ Row = dict[str, Any]
 def find_objects(source: str, root: Path) -> list[Row]:
     """The objects of a source as lines of metadata.csv; those of Sweet Home 3D are unpacked to `root`/raw.
 
+    What cannot be read is left out and noted in failures/find.jsonl.
+
     Args:
         source: a folder, or ``sweethome3d`` (installed), or a folder or .deb that has its .sh3f files.
         root: the prepared folder.
 
     Raises:
         ValueError: there is nothing to prepare.
+        OSError: the disk is full.
         FileNotFoundError: there is no such source.
     """
     if source == SWEETHOME3D:
@@ -51,11 +60,29 @@ def find_objects(source: str, root: Path) -> list[Row]:
     if not folder.is_dir():
         raise FileNotFoundError(f"source must be a folder, a .deb or {SWEETHOME3D!r}; got {source}")
     catalogs = sorted(folder.rglob("*.sh3f"))
-    rows = [row for file in catalogs for row in _catalog(file, root)] if catalogs else list(_folder(folder, root))
+    left_out: list[str] = []
+    rows: list[Row] = []
+    for file in catalogs:
+        try:
+            rows += _catalog(file, root, left_out)
+        except _DAMAGED as error:
+            _note(left_out, file, error)
+    if not catalogs:
+        rows += _folder(folder, root, left_out)
+    for reason in left_out:
+        note_failure(root, "find", "", reason)
+        logger.warning("left out: %s", reason)
     distinct = {row["sha256"]: row for row in reversed(rows)}  # the first of equal ones
     if not distinct:
-        raise ValueError(f"source must have {', '.join(SUFFIXES)} or .sh3f files; {source} has none")
+        why = f"; left out: {left_out[0]}" if left_out else ""
+        raise ValueError(f"source must have {', '.join(SUFFIXES)} or .sh3f files; {source} has none{why}")
     return sorted(distinct.values(), key=lambda row: row["sha256"])
+
+
+def _note(left_out: list[str], what: object, error: BaseException) -> None:
+    if disk_is_full(error):
+        raise error
+    left_out.append(f"{what}: {type(error).__name__}: {error}")
 
 
 def with_variants(rows: list[Row], count: int, seed: int) -> list[Row]:
@@ -106,6 +133,9 @@ def _digest(path: Path, rotation: str) -> str:
             digest.update(library.read_bytes())
             for picture in _named(library, rb"^\s*map_\w+\s+(?:.*\s)?(\S+)\s*$"):
                 digest.update(picture.read_bytes())
+    if path.suffix.lower() == ".gltf":
+        for buffer in _named(path, rb'"uri"\s*:\s*"((?!data:)[^"]+)"'):
+            digest.update(buffer.read_bytes())
     digest.update(rotation.encode())
     return digest.hexdigest()
 
@@ -114,59 +144,98 @@ def _named(path: Path, pattern: bytes) -> Iterator[Path]:
     """The files below the folder of `path` that its lines name."""
     folder = path.parent.resolve()
     for match in re.finditer(pattern, path.read_bytes(), re.MULTILINE):
-        named = (folder / match[1].decode("utf-8", "replace")).resolve()
-        if named.is_relative_to(folder) and named.is_file():
-            yield named
+        try:
+            named = (folder / match[1].decode("utf-8", "replace")).resolve()
+            if named.is_relative_to(folder) and named.is_file():
+                yield named
+        except (OSError, ValueError):  # too long a name, or one with a zero byte
+            continue
 
 
-def _folder(folder: Path, root: Path) -> Iterator[Row]:
+def _folder(folder: Path, root: Path, left_out: list[str]) -> Iterator[Row]:
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in SUFFIXES and path.is_file():
             name = re.sub(r"[_\-]+", " ", path.stem)
-            yield _row(path, root, name, captions=json.dumps([name]), source=str(folder))
+            try:
+                row = _row(path, root, name, captions=json.dumps([name]), source=str(folder))
+            except _DAMAGED as error:
+                _note(left_out, path, error)
+            else:
+                yield row
 
 
-def _catalog(file: Path, root: Path) -> Iterator[Row]:
+def _catalog(file: Path, root: Path, left_out: list[str]) -> Iterator[Row]:
     """The objects of an .sh3f file: a zip of OBJ files and a catalog."""
     target = root / "raw" / file.stem
     with zipfile.ZipFile(file) as archive:
+        members = _members(archive, file)
         text = archive.read("PluginFurnitureCatalog.properties").decode("latin-1")
         if not (target / "unpacked").exists():
-            _unpack(archive, file, target)
+            _unpack(archive, members, file, target, left_out)
     general, objects = _properties(text)
     for entry in objects:
-        path = target / entry.get("model", "").lstrip("/")
-        if path.suffix.lower() not in SUFFIXES or not path.is_file():
-            continue
-        if not path.resolve().is_relative_to(target.resolve()):
-            continue
-        numbers = [float(value) for value in entry.get("modelRotation", "").split()]
-        rotation = json.dumps([numbers[i : i + 3] for i in (0, 3, 6)]) if len(numbers) == 9 else ""
-        yield _row(
-            path,
-            root,
-            entry.get("name", path.stem),
-            category=entry.get("category", ""),
-            tags=entry.get("tags", ""),
-            creator=entry.get("creator", ""),
-            license=entry.get("license", general.get("license", "")),
-            rotation=rotation,
-            source=file.name,
-            captions=json.dumps(_captions(entry)),
-            door=entry.get("doorOrWindow", "false") == "true" or "staircaseCutOutShape" in entry,
-        )
+        try:
+            row = _catalog_row(entry, general, file, target, root)
+        except _DAMAGED as error:
+            _note(left_out, f"{file.name} {entry.get('name')}", error)
+        else:
+            if row is not None:
+                yield row
 
 
-def _unpack(archive: zipfile.ZipFile, file: Path, target: Path) -> None:
+def _catalog_row(
+    entry: Mapping[str, str], general: Mapping[str, str], file: Path, target: Path, root: Path
+) -> Row | None:
+    """An entry of a catalog, or None if its model is not in it."""
+    path = target / entry.get("model", "").lstrip("/")
+    if path.suffix.lower() not in SUFFIXES or not path.is_file():
+        return None
+    if not path.resolve().is_relative_to(target.resolve()):
+        return None
+    numbers = [float(value) for value in entry.get("modelRotation", "").split()]
+    rotation = json.dumps([numbers[i : i + 3] for i in (0, 3, 6)]) if len(numbers) == 9 else ""
+    return _row(
+        path,
+        root,
+        entry.get("name", path.stem),
+        category=entry.get("category", ""),
+        tags=entry.get("tags", ""),
+        creator=entry.get("creator", ""),
+        license=entry.get("license", general.get("license", "")),
+        rotation=rotation,
+        source=file.name,
+        captions=json.dumps(_captions(entry)),
+        door=entry.get("doorOrWindow", "false") == "true" or "staircaseCutOutShape" in entry,
+    )
+
+
+def _members(archive: zipfile.ZipFile, file: Path) -> dict[PurePosixPath, zipfile.ZipInfo]:
+    """Where each file of an archive goes, looked at before one is written."""
     members = [member for member in archive.infolist() if not member.is_dir()]
     if sum(member.file_size for member in members) > _LARGEST_CATALOG:
         raise ValueError(f"{file} must unpack to at most {_LARGEST_CATALOG} bytes")
+    places = {}
     for member in members:
-        parts = PurePosixPath(member.filename.lstrip("/")).parts
-        if ".." in parts or not parts:
+        place = PurePosixPath(member.filename.lstrip("/"))
+        if ".." in place.parts or not place.parts:
             raise ValueError(f"{file} must have names inside its folder; got {member.filename!r}")
-        with archive.open(member) as packed, atomic_path(target.joinpath(*parts)) as path, path.open("wb") as written:
-            shutil.copyfileobj(packed, written)
+        places[place] = member
+    return places
+
+
+def _unpack(
+    archive: zipfile.ZipFile,
+    members: Mapping[PurePosixPath, zipfile.ZipInfo],
+    file: Path,
+    target: Path,
+    left_out: list[str],
+) -> None:
+    for place, member in members.items():
+        try:
+            with archive.open(member) as packed, atomic_path(target / place) as path, path.open("wb") as written:
+                shutil.copyfileobj(packed, written)
+        except _DAMAGED as error:
+            _note(left_out, f"{file.name} {place}", error)
     (target / "unpacked").touch()
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import json
-from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trellis.models.config import Model
-from trellis.preparation.metadata import done
+from trellis.preparation.attribution import attribution_lines
+from trellis.preparation.metadata import done, read_metadata
 
 if TYPE_CHECKING:
     from trellis.pretrained.bundle import Options, Trained
@@ -88,19 +87,9 @@ def attribution(data: Path | None, image_encoder: str, text_encoder: str) -> str
     lines += [f"- {ENCODERS.get(name, f'`{name}`')}" for name in (image_encoder, text_encoder) if name]
     if data is None:
         return "\n".join([*lines, ""])
-    authors: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
-    with (data / "metadata.csv").open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            if row.get("split") == "train" and done(row.get("voxelized", True)):  # not those that were left out
-                creator, name = row.get("creator") or "unknown author", row.get("name") or row["sha256"][:12]
-                authors[row.get("license") or "unknown license"][creator].add(name)
-    lines += ["", "## Objects it was trained on", ""]
-    for license_name in sorted(authors):
-        lines += [f"### {license_name}", ""]
-        for creator in sorted(authors[license_name]):
-            lines.append(f"- {creator}: {', '.join(sorted(authors[license_name][creator]))}")
-        lines.append("")
-    return "\n".join(lines)
+    rows = read_metadata(data).values()
+    used = [row for row in rows if row.get("split") == "train" and done(row.get("voxelized", True))]
+    return "\n".join([*lines, "", "## Objects it was trained on", "", *attribution_lines(used)])
 
 
 def _count(model: Model) -> int:
