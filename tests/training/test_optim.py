@@ -49,7 +49,7 @@ def test_the_clipper_adapts_to_small_norms_and_forgets_none_of_them_when_saved()
 
 def test_flat_training_equals_training_each_parameter() -> None:
     ours, theirs, inputs = network(), network(), torch.linspace(-1, 1, 12).view(4, 3)
-    weights = FlatWeights({"model": ours}, [0.5])
+    weights = FlatWeights({"model": ours}, [0.8])
     optimizer = FlatOptimizer(ADAMW, weights, FixedClipper(0.5), LossScale(enabled=False))
     reference = torch.optim.AdamW(theirs.parameters(), **ADAMW.args)
     average = [p.detach().clone() for p in theirs.parameters()]
@@ -61,11 +61,11 @@ def test_flat_training_equals_training_each_parameter() -> None:
         run(theirs, inputs).backward()
         norm = nn.utils.clip_grad_norm_(theirs.parameters(), 0.5)
         reference.step()
-        average = [0.5 * a + 0.5 * p.detach() for a, p in zip(average, theirs.parameters(), strict=True)]
+        average = [0.8 * a + 0.2 * p.detach() for a, p in zip(average, theirs.parameters(), strict=True)]
         assert report.grad_norm == pytest.approx(float(norm), rel=1e-6)
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
-    for a, b in zip(weights.state("model", 0.5).values(), average, strict=True):
+    for a, b in zip(weights.state("model", 0.8).values(), average, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
@@ -128,3 +128,17 @@ def test_wrong_arguments_are_named() -> None:
         build_clipper(Named("Clipper", {}))
     with pytest.raises(ValueError, match="must have a parameter to train"):
         FlatWeights({"model": nn.ReLU()})
+
+
+def test_the_scale_and_the_clipper_are_taken_over() -> None:
+    def fresh() -> FlatOptimizer:
+        weights = FlatWeights({"model": network()})
+        return FlatOptimizer(ADAMW, weights, AdaptiveGradClipper(1.0, buffer_size=2), LossScale(12.0))
+
+    one, other = fresh(), fresh()
+    for _ in range(3):
+        one.weights.gradient.fill_(1e-3 * one.scale.factor)
+        one.step(1.0)
+    other.restore(one.tensors(), one.state())
+    assert other.state() == one.state() != fresh().state()
+    assert all(torch.equal(other.tensors()[key], value) for key, value in one.tensors().items())
