@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 BATCH = 8  # views in memory at full size
 FEATURE_SCALE = 8.0  # root mean square of EfficientNet's features, which are divided by it
+COLOR_SCALE = 4.0  # colors vary by a quarter: so they weigh as much as a feature
 TOLERANCE = 1.5  # voxels that a center may lie behind the surface and still be seen
 _SEEN_SIZE = 224  # of the pictures EfficientNet sees: grids of 56 x 56 and 28 x 28
 
@@ -28,8 +29,8 @@ _SEEN_SIZE = 224  # of the pictures EfficientNet sees: grids of 56 x 56 and 28 x
 def feature_step(job: Job) -> dict[str, Any]:
     """Write ``features/<model>/<sha>.npz``: ``indices [N, 3]`` uint8 and ``patchtokens [N, C]`` float16.
 
-    ``efficientnet_lite0``: 67 channels on a grid of 56 x 56: the colors on black, and the features of strides 4 and 8
-    over 8. Where there is a depths.npz, a voxel takes the mean of the views that see it, or of all if none does.
+    ``efficientnet_lite0``: 67 channels on a grid of 56 x 56: the colors on black, from -2 to 2, and the features of strides 4
+    and 8 over 8. Where there is a depths.npz, a voxel takes the mean of the views that see it, or of all if none does.
 
     Other names are those of DINOv2 models: patch tokens before the last norm, and the mean over all views, as
     officially.
@@ -92,7 +93,7 @@ def efficientnet_features(images: Tensor) -> Tensor:
     _, fine, coarse = encoder("efficientnet_lite0", "image").stages(images, 3)
     size = list(fine.shape[2:])
     coarse = F.interpolate(coarse, size, mode="bilinear", align_corners=False)
-    parts = [F.avg_pool2d(images, 4), fine / FEATURE_SCALE, coarse / FEATURE_SCALE]
+    parts = [(F.avg_pool2d(images, 4) - 0.5) * COLOR_SCALE, fine / FEATURE_SCALE, coarse / FEATURE_SCALE]
     return torch.cat(parts, 1).permute(0, 2, 3, 1)
 
 
