@@ -123,7 +123,7 @@ def test_features_are_those_of_a_plain_gather(prepared: Path, tmp_path: Path, ne
         picture = torch.from_numpy(pixels[..., :3] * pixels[..., 3:]).permute(2, 0, 1)[None]
         _, fine, coarse = network.stages(picture, 3)
         coarse = F.interpolate(coarse, (56, 56), mode="bilinear")
-        grid = torch.cat([F.avg_pool2d(picture, 4), fine / 8, coarse / 8], 1)
+        grid = torch.cat([4 * F.avg_pool2d(picture, 4) - 2, fine / 8, coarse / 8], 1)
         uv, _ = camera.project(points)
         total += F.grid_sample(grid, uv.reshape(1, 1, -1, 2) * 2 - 1, align_corners=False)[0, :, 0].T
     expected = total / len(paths)
