@@ -29,8 +29,9 @@ _SEEN_SIZE = 224  # of the pictures EfficientNet sees: grids of 56 x 56 and 28 x
 def feature_step(job: Job) -> dict[str, Any]:
     """Write ``features/<model>/<sha>.npz``: ``indices [N, 3]`` uint8 and ``patchtokens [N, C]`` float16.
 
-    ``efficientnet_lite0``: 67 channels on a grid of 56 x 56: the colors on black, from -2 to 2, and the features of strides 4
-    and 8 over 8. Where there is a depths.npz, a voxel takes the mean of the views that see it, or of all if none does.
+    ``efficientnet_lite0``: 67 channels on a grid of 56 x 56: the colors on black, from -2 to 2, and the features of
+    strides 4 and 8 over 8. Where there is a depths.npz, a voxel takes the mean of the views that see it, or of all if
+    none does.
 
     Other names are those of DINOv2 models: patch tokens before the last norm, and the mean over all views, as
     officially.
