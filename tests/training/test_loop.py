@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from tests.training.tiny import Balls, Flow, Reconstruction, flow_config, vae_co
 from trellis import load_model
 from trellis.training import checkpoint
 from trellis.training.batches import Plan, Reader, balanced_groups, samples_of_step
+from trellis.training.config import ConfigError
 from trellis.training.log import read_log
 from trellis.training.loop import Options, train
 
@@ -60,6 +62,32 @@ def test_a_run_stopped_and_resumed_is_the_run_uninterrupted_to_the_last_bit(tmp_
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
     assert torch.equal(again.weights.master, whole.weights.master)
     assert torch.equal(again.weights.averages[0.9], whole.weights.averages[0.9])
+
+
+def test_a_frozen_model_stays_while_the_other_learns_also_after_a_stop(tmp_path: Path) -> None:
+    first = train(vae_config(max_steps=5), [], tmp_path / "first", dataset=Balls(), objective=Reconstruction())
+    before = {role: first.weights.state(role) for role in ("encoder", "decoder")}
+    config = vae_config(max_steps=8, frozen=["encoder"])
+    options = Options(load=str(tmp_path / "first"), steps=4)
+    train(config, [], tmp_path / "run", options, dataset=Balls(), objective=Reconstruction())
+    shutil.rmtree(tmp_path / "first")
+    train(config, [], tmp_path / "run", Options(resume=True), dataset=Balls(), objective=Reconstruction())
+    for name in ("encoder_step0000008", "encoder_ema0.9_step0000008"):
+        kept = load_model(tmp_path / "run/ckpts" / name).state_dict()
+        assert all(torch.equal(kept[key], value) for key, value in before["encoder"].items())
+    decoder = load_model(tmp_path / "run/ckpts/decoder_step0000008").state_dict()
+    assert not any(torch.equal(decoder[key], value) for key, value in before["decoder"].items() if value.ndim > 1)
+
+
+def test_what_is_frozen_must_be_there_and_loaded(tmp_path: Path) -> None:
+    for frozen, message in (
+        (["denoiser"], "frozen has no role 'denoiser'; there are encoder, decoder"),
+        (["encoder"], "frozen needs weights to start from for 'encoder'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            train(vae_config(frozen=frozen), [], tmp_path, dataset=Balls(), objective=Reconstruction())
+    with pytest.raises(ConfigError, match="frozen must be a list of roles; got 'encoder'"):
+        train(vae_config(frozen="encoder"), [], tmp_path, dataset=Balls(), objective=Reconstruction())
 
 
 PROGRAM = """

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from trellis.preparation.arrays import is_whole, read_arrays, read_picture, read_views, read_voxels, write_arrays
 from trellis.preparation.conditions import encoder
+from trellis.preparation.visible import visible_surface
 from trellis_kernels import backproject
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ def feature_step(job: Job) -> dict[str, Any]:
     ``efficientnet_lite0``: 67 channels on a grid of 56 x 56: the colors on black, from -2 to 2, and the features of
     strides 4 and 8 over 8. Where there is a depths.npz, a voxel takes the mean of the views that see it, or of all if
     none does.
+
+    ``visible_surface``: 17 moments of the surface that the depths show (`trellis.preparation.visible`); no network.
 
     Other names are those of DINOv2 models: patch tokens before the last norm, and the mean over all views, as
     officially.
@@ -69,6 +72,9 @@ def voxel_features(model: str, indices: Tensor, resolution: int, folder: Path) -
         ``[N, C]`` float16.
     """
     paths, cameras = read_views(folder)
+    if model == "visible_surface":
+        pictures = (torch.from_numpy(np.array(read_picture(path))).permute(2, 0, 1) / 255 for path in paths)
+        return visible_surface(indices, resolution, pictures, _depths(folder, len(paths)), cameras).half()
     positions = (indices.float() + 0.5) / resolution - 0.5
     if model != "efficientnet_lite0":
         network = encoder(model, "image")
@@ -77,9 +83,7 @@ def voxel_features(model: str, indices: Tensor, resolution: int, folder: Path) -
     maps = _maps(paths, _SEEN_SIZE, efficientnet_features)
     if not (folder / "depths.npz").is_file():
         return backproject(maps, positions, cameras.extrinsics, cameras.intrinsics)
-    depths = torch.from_numpy(read_arrays(folder / "depths.npz", "depths")[0].astype(np.float32))
-    if len(depths) != len(paths):
-        raise ValueError(f"{folder / 'depths.npz'} must have {len(paths)} views; it has {len(depths)}")
+    depths = _depths(folder, len(paths))
     seen = backproject(
         maps, positions, cameras.extrinsics, cameras.intrinsics, depths=depths, tolerance=TOLERANCE / resolution
     )
@@ -87,6 +91,15 @@ def voxel_features(model: str, indices: Tensor, resolution: int, folder: Path) -
     if len(hidden):
         seen[hidden] = backproject(maps, positions[hidden], cameras.extrinsics, cameras.intrinsics)
     return seen
+
+
+def _depths(folder: Path, count: int) -> Tensor:
+    """``[V, H, W]`` float32 of `folder`/depths.npz."""
+    path = folder / "depths.npz"
+    (depths,) = read_arrays(path, "depths")
+    if depths.ndim != 3 or len(depths) != count:
+        raise ValueError(f"{path} must have {count} views; it has {list(depths.shape)}")
+    return torch.from_numpy(depths.astype(np.float32))
 
 
 def efficientnet_features(images: Tensor) -> Tensor:

@@ -67,6 +67,7 @@ class LoopConfig:
         text_cond_model: name of the text encoder.
         seed: of everything random in the run.
         precision: fp32, bf16 or fp16 torso with float32 master weights, or amp (bfloat16 autocast); None: `fp16_mode`.
+        frozen: roles whose models stay as they are loaded, as an encoder whose latents are in use.
         lora: `{rank, alpha, targets}`: train low-rank adapters instead of the weights.
         keep_checkpoints: keep this many checkpoints besides the newest; None: all.
     """
@@ -91,6 +92,7 @@ class LoopConfig:
     text_cond_model: str | None = None
     seed: int = 0
     precision: str | None = None
+    frozen: tuple[str, ...] = ()
     lora: Mapping[str, Any] | None = None
     keep_checkpoints: int | None = None
 
@@ -136,6 +138,10 @@ class LoopConfig:
                 values[name] = Named.of(values[name], f"trainer.args.{name}")
         rates = values.get("ema_rate", (0.9999,))
         values["ema_rate"] = tuple(rates) if isinstance(rates, list | tuple) else (rates,)
+        frozen = values.get("frozen", ())
+        if not isinstance(frozen, list | tuple) or not all(isinstance(role, str) for role in frozen):
+            raise ConfigError(f"trainer.args.frozen must be a list of roles; got {frozen!r}")
+        values["frozen"] = tuple(frozen)
         if values.get("max_steps") is None:
             raise ConfigError("trainer.args.max_steps is missing")
         return cls(**values), {name: value for name, value in args.items() if name in objective}

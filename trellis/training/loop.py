@@ -120,8 +120,10 @@ def train(
     with processes(options.device) as team:
         precision = chosen_precision(loop, options.precision, team.device)
         check_parallel(options.parallel, precision)
-        if start:  # only adapters need again what they were added to
-            stems = checkpoint.read_misc(checkpoint.Names(folder, start))[1]["base"] if loop.lora else {}
+        if start:  # only what is not trained is needed again: frozen models, and what adapters were added to
+            names = checkpoint.Names(folder, start)
+            stems = checkpoint.read_misc(names)[1]["base"] if loop.lora else {}
+            stems |= {role: str(names.model(role)) for role in loop.frozen}
         else:
             stems = starting_stems(config.models, options.load, loop.finetune_ckpt)
         run = build_run(config, loop, objective, team, precision=precision, parallel=options.parallel, stems=stems)

@@ -95,6 +95,10 @@ def build_run(
     lora = None if loop.lora is None else LoraConfig.of(loop.lora)
     if lora is not None and (set(stems) != set(config.models) or parallel == "fsdp2"):
         raise ConfigError("lora needs weights to start from for every model (--load or finetune_ckpt), and not fsdp2")
+    if unknown := sorted(set(loop.frozen) - set(config.models)):
+        raise ConfigError(f"frozen has no role {unknown[0]!r}; there are {', '.join(config.models)}")
+    if missing := sorted(set(loop.frozen) - set(stems)):
+        raise ConfigError(f"frozen needs weights to start from for {missing[0]!r} (--load or finetune_ckpt)")
     torso = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(loop.seed)
@@ -105,6 +109,8 @@ def build_run(
                 start_from(model, stems[role])
             if lora is not None:
                 add_adapters(model, lora)
+            if role in loop.frozen:
+                model.requires_grad_(False)
             models[role] = model.to(team.device).train()
             if torso is not None:
                 model.set_torso_dtype(torso)
