@@ -142,6 +142,38 @@ def test_what_was_measured_is_not_measured_again(out: Path, data: Path, model: P
         evaluate(Evaluation(data, tmp_path / "again", Models(str(model), 2, None, str(model / "encoder"))))
 
 
+def test_other_weights_are_measured_again(out: Path, data: Path, model: Path, tmp_path: Path) -> None:
+    shutil.copytree(out, tmp_path / "again")
+    shutil.copytree(model, tmp_path / "model")
+    log, settings = (tmp_path / "again" / name for name in ("objects.jsonl", "settings.json"))
+    settings.write_text(settings.read_text().replace(str(model), str(tmp_path / "model")))
+    lines = [json.loads(line) | {"iou": 0.125} for line in log.read_text().splitlines()]
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    models = Models(str(tmp_path / "model"), 1, None, str(tmp_path / "model" / "encoder"))
+    found = evaluate(Evaluation(data, tmp_path / "again", models), ["image_to_3d", "mean_shape"])
+    assert found["image_to_3d"]["iou"] == found["mean_shape"]["iou"] == 0.125
+    path = next(tmp_path.glob("model/ckpts/*dec*.safetensors"))
+    path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
+    models = Models(str(tmp_path / "model"), 1, None, str(tmp_path / "model" / "encoder"))
+    found = evaluate(Evaluation(data, tmp_path / "again", models), ["image_to_3d", "mean_shape"])
+    assert found["mean_shape"]["iou"] == 0.125  # no model was asked
+    assert found["image_to_3d"]["iou"] != 0.125
+    assert found["slat_vae"]["n"] == 0  # that of the old weights is not reported
+
+
+def test_an_object_without_its_files_is_left_out(
+    data: Path, model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    job = objects(tmp_path / "data", "test")[0]
+    (job.root / "renders_cond" / job.sha256 / "000.png").write_bytes(b"no picture")
+    models = Models(str(model), 1, None, str(model / "encoder"))
+    found = evaluate(Evaluation(tmp_path / "data", tmp_path / "out", models), ["image_to_3d", "structure_vae"])
+    assert found["image_to_3d"]["n"] == 0
+    assert found["structure_vae"]["n"] == 1
+    assert "000.png cannot be read" in caplog.text
+
+
 def test_baselines_need_no_model(data: Path, tmp_path: Path) -> None:
     result = trellis(data, "-o", tmp_path / "out", "--only", "mean_shape,retrieval", "--model", tmp_path / "nowhere")
     assert result.exit_code == 0, result.output

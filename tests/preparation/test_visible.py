@@ -22,9 +22,7 @@ COLOR = (0.75, 0.5, 0.25)
 def tile(height: float, color: tuple[float, float, float] = COLOR) -> Part:
     """A square of the whole width, `height` above the floor."""
     corners = [[-0.49, -0.49, height], [0.49, -0.49, height], [0.49, 0.49, height], [-0.49, 0.49, height]]
-    return Part(
-        vertices=torch.tensor(corners), faces=torch.tensor([[0, 1, 2], [0, 2, 3]]).int(), color=(*color, 1.0)
-    )
+    return Part(vertices=torch.tensor(corners), faces=torch.tensor([[0, 1, 2], [0, 2, 3]]).int(), color=(*color, 1.0))
 
 
 def seen(*parts: Part, size: int = 96, views: int = 12) -> tuple[Tensor, Tensor, Tensor, Cameras]:

@@ -14,7 +14,7 @@ from trellis.atomic import atomic_path
 from trellis.evaluation.baselines import mean_shape, nearest_by_pixels, nearest_by_tokens
 from trellis.evaluation.metrics import NAMES, Shape, mean_scores, score
 from trellis.evaluation.sheet import SHEET_OBJECTS, save_tiles
-from trellis.evaluation.stages import Models, Nothing, Unavailable, asset_shape, nothing
+from trellis.evaluation.stages import Missing, Models, Nothing, Unavailable, asset_shape, nothing, reading
 from trellis.evaluation.truth import objects, true_shape
 from trellis.preparation.conditions import captions_of
 from trellis.preparation.job import Job
@@ -79,8 +79,20 @@ class Evaluation:
     @cached_property
     def by_pixels(self) -> dict[str, Job]:
         """Held-out object -> the training object of the most similar small picture."""
-        found = nearest_by_pixels(self.held_out, self.training, self.out / "pixels")
+        try:
+            found = nearest_by_pixels(self.held_out, self.training, self.out / "pixels")
+        except ValueError as error:
+            raise Unavailable(str(error)) from error
         return {job.sha256: near for job, near in zip(self.held_out, found, strict=True)}
+
+    def truth(self, job: Job) -> Shape:
+        """An object itself.
+
+        Raises:
+            Missing: its files are missing or damaged.
+        """
+        with reading():
+            return true_shape(job, self.out / "shapes")
 
     def retrieved(self, method: str, job: Job) -> Job:
         """The training object that a retrieval finds."""
@@ -91,12 +103,13 @@ class Evaluation:
 
         Raises:
             Nothing: it makes nothing of this one.
+            Missing: a file of this one is missing.
             Unavailable: it cannot be measured at all.
         """
         if method == "mean_shape":
             return self.mean[0]
         if method in RETRIEVALS:
-            return true_shape(self.retrieved(method, job), self.out / "shapes")
+            return self.truth(self.retrieved(method, job))
         if method == "text_to_3d":
             return asset_shape(self.models.text_to_3d(job))
         if method == "image_to_3d":
@@ -127,6 +140,10 @@ class Evaluation:
         model = "bundled" if self.models.source is None else str(self.models.source)
         return {"data": str(self.data), **asdict(self.models), "source": model}
 
+    def is_current(self, row: Mapping[str, Any]) -> bool:
+        """Whether a result is of the weights that are there now."""
+        return row["method"] not in MODEL_METHODS or row.get("weights") == self.models.weights
+
 
 def evaluate(
     evaluation: Evaluation,
@@ -135,7 +152,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure, and write ``objects.jsonl`` (a line per object and method) and ``evaluation.json`` (their means).
 
-    What is in objects.jsonl already is not measured again.
+    What is in objects.jsonl already is not measured again, unless the pipeline's files have changed. Objects of which
+    a file is missing or damaged are left out, with a warning.
 
     Args:
         evaluation: what and where.
@@ -153,7 +171,8 @@ def evaluate(
         raise ValueError(f"methods must be among {', '.join(METHODS)}; got {unknown[0] if unknown else 'none'!r}")
     _agree(evaluation)
     log = evaluation.out / "objects.jsonl"
-    rows, reasons = _read(log), _read_reasons(evaluation.out)
+    rows = {key: row for key, row in _read(log).items() if evaluation.is_current(row)}
+    reasons = _read_reasons(evaluation.out)
     parts = [part for name in methods for part in (RETRIEVALS if name == "retrieval" else (name,))]
     for method in parts:
         reasons.pop(method, None)
@@ -168,6 +187,9 @@ def evaluate(
                     reasons[method] = str(error)
                     logger.warning("%s is not measured: %s", method, error)
                     break
+                except Missing as error:
+                    logger.warning("%s leaves out %s: %s", method, job.sha256, error)
+                    continue
                 rows[method, job.sha256] = row
                 with log.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
@@ -206,9 +228,11 @@ def _measured(evaluation: Evaluation, method: str, job: Job) -> dict[str, Any]:
         logger.info("%s of %s: %s", method, job.sha256, error)
         shape = nothing()
         row["error"] = str(error)
+    if method in MODEL_METHODS:
+        row["weights"] = evaluation.models.weights
     if method in RETRIEVALS:
         row["found"] = str(evaluation.retrieved(method, job).row.get("name", ""))
-    return row | score(shape, true_shape(job, evaluation.out / "shapes"))
+    return row | score(shape, evaluation.truth(job))
 
 
 def _agree(evaluation: Evaluation) -> None:

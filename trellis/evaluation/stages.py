@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from trellis.checkpoints import load_model
@@ -18,7 +22,8 @@ from trellis.evaluation.truth import RESOLUTION, VIEWS, fixed_cameras, surface_p
 from trellis.models.structure_vae import occupied_coords
 from trellis.nn.sparse import SparseTensor
 from trellis.pipelines.image_to_3d import ImageTo3D
-from trellis.pipelines.stages import Condition, Run, decode, sample_latent
+from trellis.pipelines.stages import Condition, Run, StructureError, decode, sample_latent
+from trellis.pipelines.store import BUNDLED
 from trellis.pipelines.text_to_3d import TextTo3D
 from trellis.preparation.arrays import read_arrays, read_picture, read_voxels
 from trellis.preparation.conditions import captions_of
@@ -30,6 +35,10 @@ from trellis.representations.mesh import Mesh
 
 class Nothing(Exception):  # noqa: N818 - as below
     """The pipeline made nothing of an object; the message says why. Counted as the worst there is."""
+
+
+class Missing(Exception):  # noqa: N818 - as below
+    """A file of a held-out object is missing or damaged, so this object is not measured; the message says which."""
 
 
 class Unavailable(Exception):  # noqa: N818 - it is no error, the report says why
@@ -68,13 +77,28 @@ class Models:
             raise Unavailable(str(error)) from error
         return pipeline
 
+    @cached_property
+    def weights(self) -> str:
+        """A hash of the pipeline's files and the structure encoder's; of a repository on the Hub its name."""
+        folder = BUNDLED if self.source is None else Path(self.source)
+        files = [path for path in sorted(folder.rglob("*")) if path.suffix in (".json", ".safetensors")]
+        if self.structure_encoder:
+            files.append(Path(f"{self.structure_encoder}.safetensors"))
+        if not folder.is_dir():
+            return str(self.source)
+        digest = hashlib.sha256()
+        for path in files:
+            if path.is_file() and path.name != "evaluation.json":
+                digest.update(hashlib.sha256(path.read_bytes()).digest())
+        return digest.hexdigest()[:16]
+
     def image_to_3d(self, job: Job, formats: tuple[str, ...] = ("gaussians", "mesh")) -> Any:
         """The asset made from the first conditioning picture.
 
         Raises:
             Nothing: the structure came out empty or too large.
         """
-        return self._made(self.pipeline, read_picture(job.root / "renders_cond" / job.sha256 / QUERY), formats)
+        return self._made(self.pipeline, _picture(job), formats)
 
     def text_to_3d(self, job: Job) -> Any:
         """The asset made from the first caption, of which there must be one.
@@ -89,15 +113,14 @@ class Models:
         wanted = [name for name in formats if name in pipeline.formats]
         try:
             return pipeline(condition, seed=self.seed, steps=self.steps, formats=wanted)
-        except ValueError as error:
+        except StructureError as error:
             raise Nothing(str(error)) from error
 
     @torch.inference_mode()
     def latent_flow(self, job: Job) -> Shape:
         """The latent flow alone: the true structure is given."""
         pipe, run = self.pipeline, Run(None)
-        picture = read_picture(job.root / "renders_cond" / job.sha256 / QUERY)
-        condition: Condition = pipe.condition([picture], None, run)[0]
+        condition: Condition = pipe.condition([_picture(job)], None, run)[0]
         params = pipe.sampler("latent", self.steps, None, None)
         grid = SparseTensor.from_coords(*self._structure(job)).grid
         generators = [torch.Generator().manual_seed(self.seed)]
@@ -109,7 +132,8 @@ class Models:
         name = self.latent_model or job.settings.latent_model
         if not name:
             raise Unavailable("neither the prepared folder's settings nor --latent-model name the latents")
-        feats, coords = read_arrays(job.root / "latents" / name / f"{job.sha256}.npz", "feats", "coords")
+        with reading():
+            feats, coords = read_arrays(job.root / "latents" / name / f"{job.sha256}.npz", "feats", "coords")
         rows = torch.from_numpy(np.pad(coords.astype(np.int32), ((0, 0), (1, 0))))
         resolution = job.settings.voxel_resolution
         return self._decoded(SparseTensor.from_coords(rows, torch.from_numpy(feats), resolution))
@@ -168,6 +192,21 @@ def nothing() -> Shape:
     return Shape(torch.zeros(0, 3, dtype=torch.int32), torch.zeros(0, 3), white)
 
 
+@contextmanager
+def reading() -> Iterator[None]:
+    """What cannot be read of an object is `Missing`."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise Missing(str(error)) from error
+
+
+def _picture(job: Job) -> Image.Image:
+    with reading():
+        return read_picture(job.root / "renders_cond" / job.sha256 / QUERY)
+
+
 def _voxels(job: Job) -> Tensor:
     path: Path = job.root / "voxels" / f"{job.sha256}.ply"
-    return read_voxels(path, job.settings.voxel_resolution)
+    with reading():
+        return read_voxels(path, job.settings.voxel_resolution)

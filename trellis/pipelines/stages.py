@@ -23,6 +23,10 @@ State = TypeVar("State", Tensor, SparseTensor)
 ViewMode = Literal["stochastic", "multidiffusion"]
 
 
+class StructureError(ValueError):
+    """The sampled structure cannot be gone on with: it is empty, or too large."""
+
+
 class Cancelled(Exception):  # noqa: N818 - it is no error, the caller asked for it
     """A callback returned False. The pipeline can be used again at once."""
 
@@ -124,7 +128,7 @@ def sample_structure(
     """Which voxels each object occupies.
 
     Raises:
-        ValueError: an object has no voxel, or more than `max_voxels`.
+        StructureError: an object has no voxel, or more than `max_voxels`.
     """
     with run.meter.stage("structure_flow", store.device), store.use("sparse_structure_flow_model") as flow:
         shape = (flow.config.in_channels, *(flow.config.resolution,) * 3)
@@ -138,9 +142,9 @@ def sample_structure(
     for index, count in enumerate(counts):
         which = f"object {index}" if len(counts) > 1 else "the object"
         if count == 0:
-            raise ValueError(f"{which} came out empty: no voxel is occupied; try another seed or more guidance")
+            raise StructureError(f"{which} came out empty: no voxel is occupied; try another seed or more guidance")
         if count > max_voxels:
-            raise ValueError(
+            raise StructureError(
                 f"{which} has {count} occupied voxels, more than max_voxels={max_voxels}; "
                 f"try another seed, or raise max_voxels if there is memory for it"
             )
