@@ -40,7 +40,9 @@ def test_a_tile_shows_its_color_its_height_and_that_it_is_flat() -> None:
     assert features.shape == (64, CHANNELS)
     inner = ((voxels[:, :2] > 0) & (voxels[:, :2] < RESOLUTION - 1)).all(1)
     color, place, moments, toward, spread, amount = features[inner].split([3, 3, 6, 3, 1, 1], 1)
-    torch.testing.assert_close(color, (4 * torch.tensor(COLOR) - 2).expand_as(color), atol=0.02, rtol=0)
+    red, green, blue = COLOR
+    expected = torch.tensor([4 * sum(COLOR) / 3 - 2, 8 * (red - green), 8 * (blue - (red + green) / 2)])
+    torch.testing.assert_close(color, expected.expand_as(color), atol=0.05, rtol=0)
     height = 0.15 * RESOLUTION - math.floor(0.15 * RESOLUTION) - 0.5
     torch.testing.assert_close(place[:, 2], torch.full_like(place[:, 2], 4 * height), atol=0.02, rtol=0)
     assert place[:, :2].abs().max() < 0.5
@@ -99,7 +101,7 @@ def test_moments_are_those_of_the_points(seed: int) -> None:
         moments = [*np.diag(covariance), covariance[0, 1], covariance[0, 2], covariance[1, 2]]
         amount = math.log1p(len(rows)) / math.log1p(100)
         expected[np.ravel_multi_index(cell, (resolution,) * 3)] = [
-            *(4 * mean[:3] - 2), *(4 * mean[3:6]), *(8 * np.array(moments)), *mean[6:],
+            4 * mean[:3].mean() - 2, 8 * (mean[0] - mean[1]), 8 * (mean[2] - mean[:2].mean()), *(4 * mean[3:6]), *(8 * np.array(moments)), *mean[6:],
             4 * table[:, :3].mean(1).std(), amount,
         ]  # fmt: skip
     np.testing.assert_allclose(features.numpy(), expected, atol=2e-3)

@@ -25,7 +25,8 @@ def visible_surface(
 
     Every pixel is a point of the surface; a voxel's features are moments of its points, each of about unit size:
 
-        0:3    mean color, 4 (c - 1/2)
+        0:3    mean color: brightness m = (r + g + b) / 3 as 4 m - 2, then 8 (r - g) and 8 (b - (r + g) / 2): hues
+               differ less than brightness does, and would be learned late
         3:6    mean place in the voxel, 4 q, q from -1/2 to 1/2
         6:12   second central moments of q: 8 of xx, yy, zz, then of xy, xz, yz
         12:15  mean direction to the camera
@@ -72,7 +73,11 @@ def visible_surface(
     moments = moments - place[:, _ROWS] * place[:, _COLUMNS]
     spread = (square - color.mean(1, keepdim=True).square()).clamp(min=0).sqrt()
     amount = torch.log1p(number) / math.log1p(ENOUGH)
-    features = torch.cat([4 * color - 2, 4 * place, 8 * moments, toward, 4 * spread, amount], 1)
+    red, green, blue = color.split(1, 1)
+    hues = [8 * (red - green), 8 * (blue - (red + green) / 2)]
+    features = torch.cat(
+        [4 * color.mean(1, keepdim=True) - 2, *hues, 4 * place, 8 * moments, toward, 4 * spread, amount], 1
+    )
     return features * (number > 0)
 
 
