@@ -162,13 +162,28 @@ def test_what_is_whole_is_kept_and_what_is_damaged_made_again(prepared: Path, tm
     assert len(stored(root)[0]) > 100
 
 
+def test_the_visible_surface_needs_depths_and_no_network(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(features, "encoder")
+    root = copy_of(prepared, tmp_path)
+    feature_step(job(root, feature_model="visible_surface"))
+    indices, tokens = read_arrays(features_path(root, "visible_surface", SHA), "indices", "patchtokens")
+    assert (len(tokens), tokens.shape[1], tokens.dtype) == (len(indices), 17, np.float16)
+    assert 0.6 < (tokens[:, 16] > 0).mean() < 0.9  # the inner box is hidden
+    features_path(root, "visible_surface", SHA).unlink()
+    (root / "renders" / SHA / "depths.npz").unlink()
+    with pytest.raises(ValueError, match=r"depths\.npz must be an \.npz with depths"):
+        feature_step(job(root, feature_model="visible_surface"))
+
+
 def test_missing_and_damaged_inputs_are_named(prepared: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"\.ply must be a PLY file of points"):
         feature_step(job(tmp_path))
     root = copy_of(prepared, tmp_path)
     folder = root / "renders" / SHA
     write_arrays(folder / "depths.npz", depths=np.zeros((3, 4, 4), np.float16))
-    with pytest.raises(ValueError, match=r"depths\.npz must have 14 views; it has 3"):
+    with pytest.raises(ValueError, match=r"depths\.npz must hold depths \[14, H, W\] of its views; got \[3, 4, 4\]"):
         feature_step(job(root))
     (folder / "003.png").write_bytes(b"")
     with pytest.raises(ValueError, match=r"003\.png cannot be read"):

@@ -100,8 +100,9 @@ def test_moments_are_those_of_the_points(seed: int) -> None:
         mean, covariance = table.mean(0), np.cov(table[:, 3:6].T, bias=True).reshape(3, 3)
         moments = [*np.diag(covariance), covariance[0, 1], covariance[0, 2], covariance[1, 2]]
         amount = math.log1p(len(rows)) / math.log1p(100)
+        hues = [8 * (mean[0] - mean[1]), 8 * (mean[2] - mean[:2].mean())]
         expected[np.ravel_multi_index(cell, (resolution,) * 3)] = [
-            4 * mean[:3].mean() - 2, 8 * (mean[0] - mean[1]), 8 * (mean[2] - mean[:2].mean()), *(4 * mean[3:6]), *(8 * np.array(moments)), *mean[6:],
+            4 * mean[:3].mean() - 2, *hues, *(4 * mean[3:6]), *(8 * np.array(moments)), *mean[6:],
             4 * table[:, :3].mean(1).std(), amount,
         ]  # fmt: skip
     np.testing.assert_allclose(features.numpy(), expected, atol=2e-3)

@@ -98,7 +98,7 @@ def _depths(folder: Path, count: int) -> Tensor:
     path = folder / "depths.npz"
     (depths,) = read_arrays(path, "depths")
     if depths.ndim != 3 or len(depths) != count:
-        raise ValueError(f"{path} must have {count} views; it has {list(depths.shape)}")
+        raise ValueError(f"{path} must hold depths [{count}, H, W] of its views; got {list(depths.shape)}")
     return torch.from_numpy(depths.astype(np.float32))
 
 
