@@ -1,5 +1,6 @@
 #include "backprojection.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <stdexcept>
@@ -117,14 +118,18 @@ void append(Taps<T>& taps, const Footprint& found, const T* picture, int64_t cha
 
 template <class T>
 void backproject(TensorView<const T, 4> features, TensorView<const double, 2> positions,
-                 TensorView<const double, 3> extrinsics, TensorView<const double, 3> intrinsics,
-                 TensorView<const double, 3> depths, bool has_depths, double tolerance, int64_t first_view,
-                 TensorView<T, 2> out, TensorView<int32_t, 1> counts, TensorView<int32_t, 2> winners, int threads) {
+                 TensorView<const int64_t, 1> order, TensorView<const double, 3> extrinsics,
+                 TensorView<const double, 3> intrinsics, TensorView<const double, 3> depths, bool has_depths,
+                 double tolerance, int64_t first_view, TensorView<T, 2> out, TensorView<int32_t, 1> counts,
+                 TensorView<int32_t, 2> winners, int threads) {
   const int64_t points = positions.size(0), channels = features.size(3);
   const bool maximum = winners.size(0) == points && winners.size(1) == channels;
   if (positions.size(1) != 3 || features.size(0) != extrinsics.size(0) || out.size(0) != points ||
-      out.size(1) != channels || counts.size(0) != points || (!maximum && winners.numel() != 0))
-    throw std::invalid_argument("features, positions, out, counts and winners must be of one shape");
+      out.size(1) != channels || counts.size(0) != points || order.size(0) != points ||
+      (!maximum && winners.numel() != 0))
+    throw std::invalid_argument("features, positions, order, out, counts and winners must be of one shape");
+  if (std::any_of(order.data, order.data + points, [points](int64_t point) { return point < 0 || point >= points; }))
+    throw std::invalid_argument("order must be a permutation of the points");
   const Views views(extrinsics, intrinsics, depths, has_depths, tolerance, features.size(1), features.size(2));
   const auto kernel = kernels<T>();
   parallel_for(points, kPointsAtOnce, threads, [&](int64_t begin, int64_t end) {
@@ -132,7 +137,8 @@ void backproject(TensorView<const T, 4> features, TensorView<const double, 2> po
       const int64_t last = std::min(end, tile + kPointsAtOnce);
       for (int64_t group = 0; group < views.count(); group += kViewsAtOnce) {
         const int64_t group_end = std::min(views.count(), group + kViewsAtOnce);
-        for (int64_t point = tile; point < last; ++point) {
+        for (int64_t place = tile; place < last; ++place) {
+          const int64_t point = order.data[place];
           Taps<T> taps;
           for (int64_t view = group; view < group_end; ++view) {
             const Footprint found = views.footprint(view, positions.row(point));
@@ -193,9 +199,10 @@ void backproject_gradient(TensorView<const T, 2> out_gradient, TensorView<const 
 }
 
 #define TRELLIS_INSTANTIATE(T)                                                                                        \
-  template void backproject(TensorView<const T, 4>, TensorView<const double, 2>, TensorView<const double, 3>,         \
-                            TensorView<const double, 3>, TensorView<const double, 3>, bool, double, int64_t,          \
-                            TensorView<T, 2>, TensorView<int32_t, 1>, TensorView<int32_t, 2>, int);                   \
+  template void backproject(TensorView<const T, 4>, TensorView<const double, 2>, TensorView<const int64_t, 1>,        \
+                            TensorView<const double, 3>, TensorView<const double, 3>, TensorView<const double, 3>,    \
+                            bool, double, int64_t, TensorView<T, 2>, TensorView<int32_t, 1>, TensorView<int32_t, 2>,  \
+                            int);                                                                                     \
   template void backproject_gradient(                                                                                 \
       TensorView<const T, 2>, TensorView<const int32_t, 2>, TensorView<const double, 2>, TensorView<const double, 3>, \
       TensorView<const double, 3>, TensorView<const double, 3>, bool, double, int64_t, TensorView<T, 4>, int);

@@ -7,12 +7,13 @@ namespace trellis::cpu {
 
 // Adds the samples of these views to out [N, C] and counts [N]. With winners [N, C]: keeps the largest sample instead,
 // and where it came from (the index of the view, plus first_view). Empty winners: the sum. The depths count only if
-// has_depths.
+// has_depths. The points are visited in the given order, a permutation: in good ones neighbors see the same pixels.
 template <class T>
 void backproject(TensorView<const T, 4> features, TensorView<const double, 2> positions,
-                 TensorView<const double, 3> extrinsics, TensorView<const double, 3> intrinsics,
-                 TensorView<const double, 3> depths, bool has_depths, double tolerance, int64_t first_view,
-                 TensorView<T, 2> out, TensorView<int32_t, 1> counts, TensorView<int32_t, 2> winners, int threads);
+                 TensorView<const int64_t, 1> order, TensorView<const double, 3> extrinsics,
+                 TensorView<const double, 3> intrinsics, TensorView<const double, 3> depths, bool has_depths,
+                 double tolerance, int64_t first_view, TensorView<T, 2> out, TensorView<int32_t, 1> counts,
+                 TensorView<int32_t, 2> winners, int threads);
 
 // out_gradient [N, C], divided by the counts already, to out [V, H, W, C].
 template <class T>

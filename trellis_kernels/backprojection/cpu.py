@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from trellis_kernels import _cpu
+from trellis_kernels.backprojection.order import morton_order
 from trellis_kernels.precision import compute_dtype, widened
 
 _VIEWS_AT_ONCE = 8  # of half precision: how much of it exists as float32 at the same time
@@ -27,12 +28,12 @@ def backproject(
     out = features.new_full(shape, float("-inf") if maximum else 0.0, dtype=dtype)
     counts = positions.new_zeros(shape[0], dtype=torch.int32)
     winners = positions.new_full(shape if maximum else (0, 0), -1, dtype=torch.int32)
-    cameras = _cameras(positions, extrinsics, intrinsics)
+    cameras, order = _cameras(positions, extrinsics, intrinsics), morton_order(positions)
     for views in _portions(len(features), features.dtype):
         (pictures,) = widened(features[views])
         _cpu.backproject(
-            pictures, cameras[0], cameras[1][views], cameras[2][views], *_depths(depths, cameras[0], views), tolerance,
-            views.start, out, counts, winners, torch.get_num_threads(),
+            pictures, cameras[0], order, cameras[1][views], cameras[2][views], *_depths(depths, cameras[0], views),
+            tolerance, views.start, out, counts, winners, torch.get_num_threads(),
         )  # fmt: skip
     if maximum:
         out[counts == 0] = 0
