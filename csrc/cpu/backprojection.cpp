@@ -13,8 +13,7 @@
 namespace trellis::cpu {
 namespace {
 
-constexpr int64_t kPointsAtOnce = 128;    // their sums stay in the second-level cache while the views pass by
-constexpr int64_t kChannelsAtOnce = 128;  // of the gradient: the points of a few rows of pixels, for the same reason
+constexpr int64_t kPointsAtOnce = 128;  // their sums stay in the second-level cache while the views pass by
 
 template <class T>
 struct Kernels {
@@ -160,14 +159,16 @@ void backproject(TensorView<const T, 4> features, TensorView<const double, 2> po
 }
 
 template <class T>
-void backproject_gradient(TensorView<const T, 2> out_gradient, TensorView<const int32_t, 2> winners,
+void backproject_gradient(TensorView<const T, 3> out_gradient, TensorView<const int32_t, 3> winners,
                           TensorView<const double, 2> positions, TensorView<const double, 3> extrinsics,
                           TensorView<const double, 3> intrinsics, TensorView<const double, 3> depths, bool has_depths,
                           double tolerance, int64_t first_view, TensorView<T, 4> out, int threads) {
   const int64_t points = positions.size(0), channels = out.size(3), pixels = out.size(1) * out.size(2);
   const bool maximum = winners.numel() != 0;
-  if (positions.size(1) != 3 || out.size(0) != extrinsics.size(0) || out_gradient.size(0) != points ||
-      out_gradient.size(1) != channels || (maximum && winners.shape != out_gradient.shape))
+  const int64_t blocks = out_gradient.size(0), block = out_gradient.size(2);
+  if (positions.size(1) != 3 || out.size(0) != extrinsics.size(0) || out_gradient.size(1) != points ||
+      blocks * block < channels || (blocks - 1) * block >= std::max<int64_t>(channels, 1) ||
+      (maximum && winners.shape != out_gradient.shape))
     throw std::invalid_argument("out_gradient, winners, positions and out must be of one shape");
   const Views views(extrinsics, intrinsics, depths, has_depths, tolerance, out.size(1), out.size(2));
   const auto kernel = kernels<T>();
@@ -186,13 +187,13 @@ void backproject_gradient(TensorView<const T, 2> out_gradient, TensorView<const 
     for (int64_t point = 0; point < points; ++point)  // afterwards ends[i] is where pixel i ends
       for (int i = 0; i < found[point].count; ++i)
         shares[ends[found[point].pixels[i]]++] = {point, static_cast<T>(found[point].weights[i])};
-    for (int64_t first = 0; first < channels; first += kChannelsAtOnce) {
-      const int64_t width = std::min(kChannelsAtOnce, channels - first);
+    for (int64_t first = 0; first < channels; first += block) {
+      const int64_t width = std::min(block, channels - first), part = first / block;
       for (int64_t pixel = 0; pixel < pixels; ++pixel) {
         const int64_t begin = pixel ? ends[pixel - 1] : 0;
-        kernel.sum_shares(shares.data() + begin, ends[pixel] - begin, out_gradient.data + first,
-                          maximum ? winners.data + first : nullptr, static_cast<int32_t>(first_view + view),
-                          out.row(view) + pixel * channels + first, channels, width);
+        kernel.sum_shares(shares.data() + begin, ends[pixel] - begin, out_gradient.row(part),
+                          maximum ? winners.row(part) : nullptr, static_cast<int32_t>(first_view + view),
+                          out.row(view) + pixel * channels + first, block, width);
       }
     }
   });
@@ -204,7 +205,7 @@ void backproject_gradient(TensorView<const T, 2> out_gradient, TensorView<const 
                             bool, double, int64_t, TensorView<T, 2>, TensorView<int32_t, 1>, TensorView<int32_t, 2>,  \
                             int);                                                                                     \
   template void backproject_gradient(                                                                                 \
-      TensorView<const T, 2>, TensorView<const int32_t, 2>, TensorView<const double, 2>, TensorView<const double, 3>, \
+      TensorView<const T, 3>, TensorView<const int32_t, 3>, TensorView<const double, 2>, TensorView<const double, 3>, \
       TensorView<const double, 3>, TensorView<const double, 3>, bool, double, int64_t, TensorView<T, 4>, int);
 TRELLIS_INSTANTIATE(float)
 TRELLIS_INSTANTIATE(double)

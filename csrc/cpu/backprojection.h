@@ -15,9 +15,10 @@ void backproject(TensorView<const T, 4> features, TensorView<const double, 2> po
                  double tolerance, int64_t first_view, TensorView<T, 2> out, TensorView<int32_t, 1> counts,
                  TensorView<int32_t, 2> winners, int threads);
 
-// out_gradient [N, C], divided by the counts already, to out [V, H, W, C].
+// out_gradient, divided by the counts already, to out [V, H, W, C]. It and the winners (or [0, 0, 0]) are [B, N, D]: in
+// blocks of D channels, so that neighbors of one block lie side by side; B D is C or more.
 template <class T>
-void backproject_gradient(TensorView<const T, 2> out_gradient, TensorView<const int32_t, 2> winners,
+void backproject_gradient(TensorView<const T, 3> out_gradient, TensorView<const int32_t, 3> winners,
                           TensorView<const double, 2> positions, TensorView<const double, 3> extrinsics,
                           TensorView<const double, 3> intrinsics, TensorView<const double, 3> depths, bool has_depths,
                           double tolerance, int64_t first_view, TensorView<T, 4> out, int threads);

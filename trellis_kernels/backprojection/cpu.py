@@ -12,6 +12,7 @@ from trellis_kernels.backprojection.order import morton_order
 from trellis_kernels.precision import compute_dtype, widened
 
 _VIEWS_AT_ONCE = 8  # of half precision: how much of it exists as float32 at the same time
+_CHANNELS_AT_ONCE = 128  # of the gradient: the points of a few rows of pixels stay in the second-level cache
 
 
 def backproject(
@@ -55,23 +56,35 @@ def backproject_gradient(
     height: int,
     width: int,
 ) -> Tensor:
-    (gradient,) = widened(out_gradient)
-    assert gradient is not None
+    order = morton_order(positions)
+    gradient = _blocks(out_gradient, order, compute_dtype(out_gradient.dtype))
     if not maximum:
-        gradient = gradient / counts.clamp(min=1)[:, None]
-    shape = (len(extrinsics), height, width, gradient.shape[1])
+        gradient /= counts[order].clamp(min=1)[:, None]
+    winning = _blocks(winners, order, torch.int32) if maximum else winners.new_empty(0, 0, 0)
+    shape = (len(extrinsics), height, width, out_gradient.shape[1])
     out = out_gradient.new_empty(shape)
-    cameras = _cameras(positions, extrinsics, intrinsics)
+    cameras = _cameras(positions[order], extrinsics, intrinsics)
     for views in _portions(len(extrinsics), out_gradient.dtype):
         whole = out.dtype == gradient.dtype
         portion = out[views] if whole else gradient.new_empty(views.stop - views.start, *shape[1:])
         _cpu.backproject_gradient(
-            gradient, winners.contiguous(), cameras[0], cameras[1][views], cameras[2][views],
-            *_depths(depths, cameras[0], views), tolerance, views.start, portion, torch.get_num_threads(),
+            gradient, winning, cameras[0], cameras[1][views], cameras[2][views], *_depths(depths, cameras[0], views),
+            tolerance, views.start, portion, torch.get_num_threads(),
         )  # fmt: skip
         if not whole:
             out[views] = portion
     return out
+
+
+def _blocks(rows: Tensor, order: Tensor, dtype: torch.dtype) -> Tensor:
+    """``[N, C]`` as ``[B, N, D]``, ordered: a few kilobytes apart, what few channels of neighbors share no cache."""
+    channels = rows.shape[1]
+    size = min(_CHANNELS_AT_ONCE, max(channels, 1))
+    blocks = rows.new_empty(-(-channels // size), len(rows), size, dtype=dtype)
+    for block, part in zip(blocks, rows.split(size, dim=1), strict=False):
+        block[:, : part.shape[1]] = part.index_select(0, order)
+        block[:, part.shape[1] :] = 0
+    return blocks
 
 
 def _portions(views: int, dtype: torch.dtype) -> Iterator[slice]:
