@@ -21,7 +21,7 @@ CODE = [
     for path in sorted((ROOT / folder).rglob("*"))
     if path.suffix in {".py", ".pyi", ".h", ".cpp", ".cu", ".cuh"}
 ]
-CPU_ONLY = {"backprojection", "voxelize"}  # rooms whose CUDA kernels are still to come
+CPU_ONLY = {"voxelize"}  # rooms whose CUDA kernels are still to come
 TOP = {"pyproject.toml", "setup.py", "csrc", "trellis_kernels", "trellis", "benchmarks", "tests", "README.md"}
 MORE = {".ci", "docs", "examples", "LICENSE", "CHANGELOG.md", "Makefile"}
 # GPL, AGPL or non-commercial, or what wraps them; named because their metadata does not always say so.

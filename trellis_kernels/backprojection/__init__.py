@@ -13,7 +13,7 @@ from trellis_kernels.shapes import FLOATS, expect
 
 __all__ = ["backproject"]
 
-_KERNELS = {"cpu": "trellis_kernels.backprojection.cpu"}
+_KERNELS = {"cpu": "trellis_kernels.backprojection.cpu", "cuda": "trellis_kernels.backprojection.triton"}
 
 
 def backproject(
@@ -36,6 +36,10 @@ def backproject(
     computed in float32 and rounded once. Differentiable in `features`; where several views share a maximum, the first
     gets the gradient. The results do not depend on the number of threads.
 
+    On a GPU the sums are products of matrices on tensor cores: the bilinear weights are rounded to the dtype of
+    `features` if that is a half precision, float64 features are refused, and what is not finite spreads to the points
+    and pixels around it.
+
     Args:
         features: ``[V, H, W, C]`` float. V pictures, channels last.
         positions: ``[N, 3]`` float32 or float64. World units.
@@ -51,7 +55,8 @@ def backproject(
         ``[N, C]``, dtype of `features`.
 
     Raises:
-        ValueError: if a shape, `tolerance` or `aggregate` is not one of those above.
+        ValueError: if a shape, `tolerance` or `aggregate` is not one of those above; on a GPU also for pictures with
+            2^31 values or sides above 32,000.
         TypeError: if a dtype does not fit.
 
     Source:

@@ -26,7 +26,7 @@ def backproject(
     winners = torch.full((len(positions), channels) if maximum else (0, 0), -1, dtype=torch.int32, device=out.device)
     for view in range(views):
         seen, taps = _project(view, positions, extrinsics, intrinsics, depths, tolerance, height, width)
-        plane = features[view].reshape(-1, channels).to(dtype)
+        plane = features[view].reshape(height * width, channels).to(dtype)
         sample = torch.zeros_like(out)
         for index, weight in taps:
             sample = sample + plane[index] * weight.to(dtype)[:, None]
