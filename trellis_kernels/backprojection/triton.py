@@ -96,7 +96,7 @@ def backproject_gradient(
         )
         squares = triton.cdiv(height, _SIDE) * triton.cdiv(width, _SIDE)
         with cuda_device.guard(out_gradient):
-            gather_pixels[(squares * len(extrinsics), triton.cdiv(channels, block))](
+            gather_pixels[(squares, len(extrinsics), triton.cdiv(channels, block))](
                 cuda_device.aligned(out_gradient), *sight[:4], counts.contiguous(), winners.contiguous(), out,
                 *sight.sizes, height, width, channels,
                 POINTS=_POINTS, SIDE=_SIDE, CHANNELS=block, GROUP=_GROUP, MAXIMUM=maximum,

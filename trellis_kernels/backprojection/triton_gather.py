@@ -74,11 +74,10 @@ def gather_pixels(
     Programs of the same channels run together: theirs of all points fit the L2 cache.
     """
     across = tl.cdiv(width, SIDE)
-    squares = across * tl.cdiv(height, SIDE)
-    own = (tl.program_id(0) // squares).to(tl.int64)
-    top, left = tl.program_id(0) % squares // across * SIDE, tl.program_id(0) % across * SIDE
-    column = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    top, left = tl.program_id(0) // across * SIDE, tl.program_id(0) % across * SIDE
+    column = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
     wanted = (column < channels)[None, :]
+    own = tl.program_id(1).to(tl.int64)
     pixel = tl.arange(0, SIDE * SIDE)
     i, j = top + pixel // SIDE, left + pixel % SIDE
     window = windows + own * tiles
