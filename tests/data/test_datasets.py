@@ -165,6 +165,19 @@ def test_kept_tokens_replace_pictures_and_captions(root: Path) -> None:
     assert all((kept[:3] == never.load(0, seeded(s))["cond"]).flatten(1).all(1).any() for s in range(10))
 
 
+def test_structure_latents_come_with_the_occupancy_if_asked_for(root: Path) -> None:
+    args = {"latent_model": STRUCTURE, "image_size": 28}
+    plain = batch_of(build_dataset("ImageConditionedSparseStructureLatent", {**args, "occupancy": False}, [root]))
+    assert "ss" not in plain
+    both = build_dataset("ImageConditionedSparseStructureLatent", {**args, "occupancy": True, "resolution": R}, [root])
+    grids = batch_of(build_dataset("SparseStructure", {"resolution": R}, [root]))["ss"]
+    batch = batch_of(both)
+    assert torch.equal(batch["ss"], grids)
+    assert torch.equal(batch["x_0"], plain["x_0"])
+    with pytest.raises(ValueError, match="dataset SLat has no argument 'occupancy'"):
+        build_dataset("SLat", {**FLOW, "occupancy": True}, [root])
+
+
 def test_a_caption_is_one_of_the_objects(root: Path) -> None:
     dataset = build_dataset("TextConditionedSLat", FLOW, [root])
     assert {dataset.load(1, seeded(seed))["cond"] for seed in range(20)} == {"box 1", "a box, number 1"}

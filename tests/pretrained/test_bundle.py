@@ -171,6 +171,11 @@ def test_parts_that_do_not_fit_are_named(
         find_models([run for run in runs if run.name != "latent_flow"])
     with pytest.raises(CheckpointError, match=r"slat_decoder_mesh is in two runs: .*mesh and .*mesh"):
         find_models([*runs, runs[-1]])
+    helped = write_run(tmp_path / "helped", {"decoder": models["slat_decoder_mesh"]})
+    config = json.loads((helped / "config.json").read_text())
+    config["trainer"]["args"]["frozen"] = ["decoder"]  # it only helped to train another
+    (helped / "config.json").write_text(json.dumps(config))
+    assert find_models([*runs, helped]) == find_models(runs)
     flow = {"denoiser": models["slat_flow_model"]}
     others = [run for run in runs if run.name != "latent_flow"]
     write_run(tmp_path / "silent", flow)

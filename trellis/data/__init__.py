@@ -38,7 +38,8 @@ def build_dataset(name: str, args: Mapping[str, Any], roots: Sequence[Path | str
         args: the official arguments, and ours: `split` (train, test, all), `variants` (false: only objects as they
             are), `cache` (keep what was read, up to 4 GiB of each kind of data), `crop` and `augment` of occupancy,
             `views` per sample of renders, `cond_model` (tokens that `trellis prepare` kept instead of pictures or
-            captions; a list: one of them, drawn for each sample).
+            captions; a list: one of them, drawn for each sample), `occupancy` (of structure latents: also ``ss``, the
+            voxels at `resolution`).
         roots: prepared folders, or folders of tar shards of such (`write_shards`).
 
     Raises:
@@ -49,6 +50,9 @@ def build_dataset(name: str, args: Mapping[str, Any], roots: Sequence[Path | str
     kinds = DATASETS[name]
     if args.get("cond_model"):
         kinds = tuple(TokenCondition if kind in (TextCondition, ImageCondition) else kind for kind in kinds)
+    if "occupancy" in args and StructureLatents in kinds:
+        kinds += (Occupancy,) if args["occupancy"] else ()
+        args = {key: value for key, value in args.items() if key != "occupancy"}
     known = set(Choice.arguments).union(*(kind.arguments for kind in kinds))
     known |= {"pretrained_slat_dec", "pretrained_ss_dec"}  # for showing samples; the loop's concern
     unknown = sorted(set(args) - known)

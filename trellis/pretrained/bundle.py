@@ -144,7 +144,7 @@ def find_models(runs: Sequence[str | Path], ema: float | None = None) -> dict[st
             raise CheckpointError(f"{run} has no complete checkpoint{' of step ' * bool(wanted)}{wanted}")
         step = int(wanted) if wanted else steps[-1]
         for model_role, model in config.models.items():
-            if canonical_name(model.name) not in ROLES:
+            if canonical_name(model.name) not in ROLES or model_role in config.trainer.args.get("frozen", ()):
                 continue
             role = ROLES[canonical_name(model.name)][0]
             if role in found:

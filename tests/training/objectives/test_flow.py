@@ -10,6 +10,7 @@ from trellis import SparseTensor
 from trellis.checkpoints import build_model
 from trellis.sampling.flow_euler import euler
 from trellis.training.batches import seeded
+from trellis.training.config import ConfigError
 from trellis.training.log import read_log
 from trellis.training.loop import train
 from trellis.training.objectives.flow import FlowMatching, path, velocity
@@ -109,11 +110,77 @@ def test_a_latent_flow_overfits_one_object() -> None:
         ({"t_schedule": {"name": "cubic"}}, "t_schedule must be uniform or logitNormal; got 'cubic'"),
         ({"t_schedule": {"name": "uniform", "args": {"mean": 1}}}, "t_schedule uniform has no 'mean'"),
         ({"p_uncond": 2}, "p_uncond must be in"),
+        ({"decoded_samples": 0}, "decoded_samples must be at least 1; got 0"),
     ],
 )
 def test_impossible_arguments_are_refused(args: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         FlowMatching(**args)
+
+
+class Threshold(nn.Module):
+    """Decodes a latent to twice as many voxels a side, occupied where its first channel is positive."""
+
+    def forward(self, latent: torch.Tensor) -> torch.Tensor:
+        return 20 * latent[:, :1].repeat_interleave(2, 2).repeat_interleave(2, 3).repeat_interleave(2, 4)
+
+
+def decoded_batch() -> dict[str, torch.Tensor]:
+    x0 = torch.randn(6, 2, 4, 4, 4, generator=seeded(3)).sign()
+    return {
+        "x_0": x0,
+        "ss": (Threshold()(x0) > 0).float(),
+        "cond": torch.ones(6, 3, 12),
+        "neg_cond": torch.zeros(1, 3, 12),
+    }
+
+
+def test_the_decoded_estimate_is_compared_with_the_occupancy() -> None:
+    batch = decoded_batch()
+
+    class Perfect(nn.Module):
+        """Knows the data, from which the velocity at any place follows."""
+
+        def forward(self, x: torch.Tensor, t: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+            self.t = t / 1000
+            return (x - batch["x_0"]) / self.t.view(-1, 1, 1, 1, 1)
+
+    flow = FlowMatching(sigma_min=0.0, lambda_decoded=2.0, decoded_samples=2)
+    perfect = flow({"denoiser": Perfect(), "decoder": Threshold()}, batch, seeded(0))
+    assert float(perfect["loss"]) < 1e-4
+    assert float(perfect["iou"]) == 1
+
+    oracle = Oracle()
+    terms = flow({"denoiser": oracle, "decoder": Threshold()}, batch, seeded(0))
+    torch.testing.assert_close(terms["loss"], terms["mse"] + 2 * (terms["dice"] + terms["bce"]))
+    noisiest = oracle.t.topk(2).indices  # its velocity is 0: what is decoded is x_t
+    occupied, wanted = Threshold()(oracle.x[noisiest]) > 0, batch["ss"][noisiest] > 0
+    assert float(terms["iou"]) == pytest.approx(float((occupied & wanted).sum() / (occupied | wanted).sum()))
+    assert float(terms["iou"]) < 0.9
+    assert set(FlowMatching()({"denoiser": oracle}, batch, seeded(0))) == {"loss", "mse"}
+
+
+def test_a_gradient_comes_through_the_decoder() -> None:
+    velocity_field = nn.Parameter(torch.zeros(6, 2, 4, 4, 4))
+
+    class Free(nn.Module):
+        def forward(self, x: torch.Tensor, t: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+            return velocity_field
+
+    flow = FlowMatching(lambda_decoded=1.0, decoded_samples=3)
+    terms = flow({"denoiser": Free(), "decoder": Threshold()}, decoded_batch(), seeded(0))
+    (gradient,) = torch.autograd.grad(terms["dice"] + terms["bce"], velocity_field)
+    assert int((gradient.flatten(1).abs().sum(1) > 0).sum()) == 3
+    assert not gradient[:, 1].any()  # which the decoder does not look at
+
+
+def test_decoding_needs_a_decoder_and_the_occupancy() -> None:
+    flow, batch = FlowMatching(lambda_decoded=1.0), decoded_batch()
+    with pytest.raises(ConfigError, match="lambda_decoded needs a structure decoder among the models"):
+        flow({"denoiser": Oracle()}, batch, seeded(0))
+    del batch["ss"]
+    with pytest.raises(ConfigError, match="the dataset's argument 'occupancy'"):
+        flow({"denoiser": Oracle(), "decoder": Threshold()}, batch, seeded(0))
 
 
 @pytest.mark.parametrize("kind", ["dense", "sparse"])
