@@ -40,7 +40,7 @@ def test_agrees_with_an_independent_forward_pass(size: tuple[int, int]) -> None:
         torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)  # the folded weights were rounded to float32
 
 
-def test_tokens_are_features_row_by_row_and_places(network: EfficientNetLite0) -> None:
+def test_tokens_are_features_pixels_and_places_row_by_row(network: EfficientNetLite0) -> None:
     images = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(2))
     tokens, features = network(images), network.stages(images)
     assert tokens.shape == (2, 2 * 3, 384)
@@ -51,19 +51,22 @@ def test_tokens_are_features_row_by_row_and_places(network: EfficientNetLite0) -
     raw = torch.cat([features[5][0, :, row, column], features[4][0, :, 2:4, 4:6].mean((1, 2))])
     expected = (raw - raw.mean()) / raw.std(unbiased=False)
     torch.testing.assert_close(tokens[0, row * 3 + column, :304], expected, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(tokens[1, row * 3 + column, 304:], positions(2, 3)[row, column])
+    torch.testing.assert_close(tokens[1, row * 3 + column, 352:], positions(2, 3)[row, column])
+    pixels = tokens[1, row * 3 + column, 304:352].view(3, 4, 4)
+    patch = images[1, 2, 32 * row + 8 : 32 * row + 16, 32 * column + 24 : 32 * column + 32]  # blue, second row, last
+    torch.testing.assert_close(pixels[2, 1, 3], 4 * patch.mean() - 1)
 
 
 def test_every_place_has_its_own_channels() -> None:
     places = positions(7, 7)
-    assert places.shape == (7, 7, 80)
-    torch.testing.assert_close(places[3, :, :40], places[3, :1, :40].expand(7, -1))  # the row alone
-    torch.testing.assert_close(places[:, 5, 40:], places[:1, 5, 40:].expand(7, -1))  # the column alone
+    assert places.shape == (7, 7, 32)
+    torch.testing.assert_close(places[3, :, :16], places[3, :1, :16].expand(7, -1))  # the row alone
+    torch.testing.assert_close(places[:, 5, 16:], places[:1, 5, 16:].expand(7, -1))  # the column alone
     flat = places.flatten(0, 1)
     distances = torch.cdist(flat, flat) + 10 * torch.eye(49)
     assert distances.min() > 1
     angle = torch.tensor(2.0)  # the row, at the first frequency
-    torch.testing.assert_close(places[2, 0, [0, 20]], torch.stack([angle.sin(), angle.cos()]))
+    torch.testing.assert_close(places[2, 0, [0, 8]], torch.stack([angle.sin(), angle.cos()]))
 
 
 def test_only_the_stages_asked_for_are_computed(network: EfficientNetLite0) -> None:

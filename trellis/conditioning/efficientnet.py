@@ -26,7 +26,8 @@ STEM = 32
 MEAN, STD = 127 / 255, 128 / 255
 EPSILON = 1e-3  # of the batch norms that are folded into the convolutions
 STRIDE = 32
-POSITION_CHANNELS = 80
+PIXELS = 4  # per side of a token: its part of the picture, made small
+POSITION_CHANNELS = 32
 LONGEST_WAVE = 20.0  # over that of the shortest, 2 pi tokens
 CPU_BATCH = 4  # so many images' features fit the caches
 
@@ -77,7 +78,7 @@ class EfficientNetLite0(nn.Module):
         Tan and Le 2019, EfficientNet; tensorflow/tpu, EfficientNet-lite (Apache-2.0).
     """
 
-    channels = STAGES[-1][3] + STAGES[-2][3] + POSITION_CHANNELS
+    channels = STAGES[-1][3] + STAGES[-2][3] + 3 * PIXELS**2 + POSITION_CHANNELS
 
     def __init__(self, image_size: int = 224) -> None:
         super().__init__()
@@ -134,7 +135,9 @@ class EfficientNetLite0(nn.Module):
 
         Returns:
             ``[B, H W / 1024, 384]`` float32, row by row: 192 channels of the last stage and 112 of the one before,
-            averaged over 2 x 2, together of mean 0 and variance 1; then 80 channels that say where the token is.
+            averaged over 2 x 2, together of mean 0 and variance 1; 48 channels with what these features know little of,
+            colors and outlines: ``4 c - 1`` of the token's part of the picture, averaged to 4 x 4 pixels (each channel
+            of the picture, rows, columns); then 32 channels that say where the token is.
 
         Raises:
             ValueError: the shape is another.
@@ -146,8 +149,10 @@ class EfficientNetLite0(nn.Module):
         *_, fine, coarse = self.stages(images)
         features = torch.cat([coarse, F.avg_pool2d(fine, 2)], 1).float().permute(0, 2, 3, 1)
         features = F.layer_norm(features, (features.shape[-1],), eps=1e-5)
+        small = F.avg_pool2d(images.float(), STRIDE // PIXELS)
+        pixels = 4 * F.pixel_unshuffle(small, PIXELS).permute(0, 2, 3, 1) - 1
         places = positions(coarse.shape[2], coarse.shape[3], features.device).expand(len(images), -1, -1, -1)
-        return torch.cat([features, places], -1).flatten(1, 2)
+        return torch.cat([features, pixels, places], -1).flatten(1, 2)
 
     def encode(self, images: Sequence[Image.Image]) -> Tensor:
         """Tokens of PIL images, resized to `image_size` (Lanczos) where they have another size: see `forward`."""
@@ -222,7 +227,7 @@ class EfficientNetLite0(nn.Module):
 
 
 def positions(rows: int, columns: int, device: torch.device | str = "cpu") -> Tensor:
-    """``[rows, columns, 80]`` float32: sines and cosines of the row, then of the column, at 20 frequencies each."""
+    """``[rows, columns, 32]`` float32: sines and cosines of the row, then of the column, at 8 frequencies each."""
     count = POSITION_CHANNELS // 4
     frequencies = LONGEST_WAVE ** (-torch.arange(count, dtype=torch.float32) / count)
     row, column = (torch.arange(size, dtype=torch.float32)[:, None] * frequencies for size in (rows, columns))
