@@ -2,9 +2,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from trellis.checkpoints import build_model
+from trellis.data import build_dataset
+from trellis.preparation.metadata import write_metadata
 from trellis.training.config import ConfigError, LoopConfig, Named, TrainingConfig, load_config, shipped_configs
+from trellis.training.objectives import build_objective, objective_arguments
+from trellis.training.optim import learning_rate_factor
 
 OFFICIAL = json.loads((Path(__file__).parents[1] / "data" / "official_training_configs.json").read_text())
 OBJECTIVE = {
@@ -69,3 +74,18 @@ def test_an_unknown_name_lists_the_shipped_ones(tmp_path: Path) -> None:
 def test_model_arguments_are_strict_too() -> None:
     with pytest.raises(ValueError, match="has no argument 'widht'"):
         build_model("SparseStructureEncoder", {"widht": 3})
+
+
+@pytest.mark.parametrize("name", [name for name in shipped_configs() if name.endswith("_nano")])
+def test_what_the_small_configurations_say_is_understood(name: str, tmp_path: Path) -> None:
+    config = load_config(name)
+    loop, rest = LoopConfig.of(config.trainer.args, objective_arguments(config.trainer.name))
+    build_objective(config.trainer.name, rest)
+    learning_rate_factor(loop.lr_scheduler, 0, loop.max_steps)
+    assert set(loop.frozen) <= set(config.models)
+    with torch.device("meta"):
+        for model in config.models.values():
+            build_model(model.name, model.args)
+    write_metadata(tmp_path, [{"sha256": "0" * 64}])
+    with pytest.raises(ValueError, match="no object"):  # but no unknown argument
+        build_dataset(config.dataset.name, config.dataset.args, [tmp_path])

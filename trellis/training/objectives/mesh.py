@@ -32,7 +32,8 @@ DEPTH_BETA = 1 / (2 * 256)  # world units at which the depth's error becomes lin
 class MeshDecoding:
     """Mask, depth, normals and colors of the decoded surface, its distances and its regularity.
 
-    A latent from which no surface could be extracted counts with its regularisation only.
+    A latent from which no surface could be extracted counts with its regularisation and, unlike officially, with its
+    distances: without these it would never get a surface again.
 
     Args:
         lambda_ssim: weight of ``1 - SSIM`` in the comparisons of pictures.
@@ -87,11 +88,12 @@ class MeshDecoding:
             rows = features.segments.slice(index)
             coords, feats = features.coords[rows, 1:].contiguous(), features.feats[rows].float()
             extracted = trellis_kernels.extract_mesh(coords, feats, decoder.mesh_resolution, training=True)
-            terms = {"regularity": _regularity(extracted)}
+            cameras = pictures.cameras(index, NEAR, FAR)
+            vertices, faces = batch["mesh"][index][:2]
+            truth = Truth.of(Mesh(vertices.float(), faces.long()), cameras, pictures.resolution, self.ssaa)
+            distances = truncated_distance_error(extracted, truth.depths, cameras, decoder.mesh_resolution)
+            terms = {"regularity": _regularity(extracted), "tsdf": distances}
             if extracted.success:
-                vertices, faces = batch["mesh"][index][:2]
-                truth = Mesh(vertices.float(), faces.long())
-                cameras = pictures.cameras(index, NEAR, FAR)
                 terms |= self._surface(extracted, truth, cameras, pictures, index, batch, decoder, generator)
                 terms["extracted"] = torch.ones_like(sums["mask"])
             for name, term in terms.items():
@@ -108,7 +110,7 @@ class MeshDecoding:
     def _surface(
         self,
         extracted: ExtractedMesh,
-        object_mesh: Mesh,
+        truth: Truth,
         cameras: Cameras,
         pictures: Pictures,
         index: int,
@@ -120,7 +122,6 @@ class MeshDecoding:
         colors, normals = (None, None) if attributes is None else (attributes[:, :3], attributes[:, 3:])
         mesh = Mesh(extracted.vertices, extracted.faces, colors, normals)
         seen = draw(mesh, cameras, pictures.resolution, self.ssaa)
-        truth = Truth.of(object_mesh, cameras, pictures.resolution, self.ssaa)
         assert seen.mask is not None
         assert seen.depths is not None
         assert seen.normals is not None
@@ -131,7 +132,6 @@ class MeshDecoding:
             "mask": l1_loss(seen.mask, truth.mask),
             "depth": smooth_l1_loss(depths, wanted, beta=DEPTH_BETA) if smooth else l1_loss(depths, wanted),
             **self._compared("normal", seen.normals * inside, truth.normals * inside),
-            "tsdf": truncated_distance_error(extracted, truth.depths, cameras, decoder.mesh_resolution),
         }
         if seen.colors is not None:
             painted = pictures.images[index] * pictures.alphas[index][:, None]
@@ -142,7 +142,7 @@ class MeshDecoding:
             terms |= self._compared("normal_map", seen.normal_maps * inside, given * inside)
         if self.lambda_chamfer:
             ours = sample_points(mesh, self.chamfer_points, generator)
-            theirs = sample_points(object_mesh, self.chamfer_points, generator)
+            theirs = sample_points(truth.mesh, self.chamfer_points, generator)
             terms["chamfer"] = chamfer_distance(ours, theirs)
         return terms
 
