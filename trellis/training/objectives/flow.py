@@ -28,9 +28,10 @@ class FlowMatching:
     """Mean square error of the predicted velocity; of structures, if asked for, also of what it decodes to.
 
     The latent of a structure is as rich as its details, and a picture tells little of that: a small flow that
-    learns from few samples finds the shape late. With `lambda_decoded` the estimate ``x_0 = x_t - t v`` of the samples
-    with the most noise goes through ``models["decoder"]``, which should be frozen, and is compared with the occupancy
-    ``batch["ss"]`` (dice and binary cross-entropy).
+    learns from few samples finds the shape late. With `lambda_decoded` some samples of a pass start from pure noise,
+    t = 1, where only the condition tells anything: their estimate ``x_0 = x_1 - v`` goes through ``models["decoder"]``,
+    which should be frozen, and is compared with the occupancy ``batch["ss"]`` (dice and binary cross-entropy), not
+    with the latent.
 
     Source:
         Lipman et al. 2023, "Flow matching for generative modeling"; Esser et al. 2024 (the distribution of t); official
@@ -41,7 +42,7 @@ class FlowMatching:
         sigma_min: noise left at t = 0.
         p_uncond: probability that a sample's condition is replaced by the null condition.
         lambda_decoded: weight of the decoded occupancy (ours; 0 as officially).
-        decoded_samples: how many samples of a pass are decoded, those of the largest t.
+        decoded_samples: how many samples of a pass are decoded, the first; fewer than there are.
     """
 
     def __init__(
@@ -88,34 +89,44 @@ class FlowMatching:
         noise = torch.randn(x0.shape, generator=generator, device=generator.device).to(x0)
         times = self.draw_times(len(latent), generator).to(x0.device)
         cond = self.drop(batch["cond"], batch["neg_cond"], generator) if self.p_uncond else batch["cond"]
+        first = 0  # of the samples whose velocity is compared
+        if self.lambda_decoded:
+            self._check(models, batch)
+            first = self.decoded_samples
+            times[:first] = 1
         if isinstance(latent, SparseTensor):
             noisy = path(x0, noise, times[latent.segments.index, None], self.sigma_min)
             predicted = models["denoiser"](latent.with_feats(noisy), 1000 * times, cond).feats
         else:
             noisy = path(x0, noise, times.view(-1, *(1,) * (x0.ndim - 1)), self.sigma_min)
             predicted = models["denoiser"](noisy, 1000 * times, cond)
-        error = (predicted.float() - velocity(x0, noise, self.sigma_min)).square().mean()
+        error = (predicted.float() - velocity(x0, noise, self.sigma_min))[first:].square().mean()
         if not self.lambda_decoded:
             return {"loss": error, "mse": error}
-        terms = self._decoded(models, batch, noisy, predicted.float(), times)
+        estimates = noisy[:first] - predicted[:first].float()
+        terms = decoded_terms(models["decoder"](estimates).float(), batch["ss"][:first].float())
         return {"loss": error + self.lambda_decoded * (terms["dice"] + terms["bce"]), "mse": error, **terms}
 
-    def _decoded(
-        self, models: Mapping[str, nn.Module], batch: dict[str, Any], noisy: Tensor, predicted: Tensor, times: Tensor
-    ) -> dict[str, Tensor]:
+    def _check(self, models: Mapping[str, nn.Module], batch: dict[str, Any]) -> None:
         if "decoder" not in models or "ss" not in batch:
             raise ConfigError(
                 "lambda_decoded needs a structure decoder among the models (role 'decoder') and the dataset's argument "
                 "'occupancy'"
             )
-        rows = times.argsort(descending=True)[: self.decoded_samples]
-        estimate = noisy[rows] - times[rows].view(-1, 1, 1, 1, 1) * predicted[rows]
-        logits, target = models["decoder"](estimate).float(), batch["ss"][rows].float()
-        with torch.no_grad():
-            occupied, wanted = logits > 0, target > 0.5
-            iou = (occupied & wanted).sum() / (occupied | wanted).sum().clamp_min(1)
-        return {
-            "dice": dice_loss(logits, target),
-            "bce": binary_cross_entropy_with_logits(logits, target),
-            "iou": iou,
-        }
+        samples = len(batch["ss"])
+        if samples <= self.decoded_samples:
+            raise ConfigError(
+                f"decoded_samples must be less than the samples of a pass, {samples}; got {self.decoded_samples}"
+            )
+
+
+def decoded_terms(logits: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """Dice, binary cross-entropy, and for the log the IoU of predicted occupancy ``[B, 1, R, R, R]``."""
+    with torch.no_grad():
+        occupied, wanted = logits > 0, target > 0.5
+        iou = (occupied & wanted).sum() / (occupied | wanted).sum().clamp_min(1)
+    return {
+        "dice": dice_loss(logits, target),
+        "bce": binary_cross_entropy_with_logits(logits, target),
+        "iou": iou,
+    }
