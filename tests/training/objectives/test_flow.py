@@ -110,12 +110,25 @@ def test_a_latent_flow_overfits_one_object() -> None:
         ({"t_schedule": {"name": "cubic"}}, "t_schedule must be uniform or logitNormal; got 'cubic'"),
         ({"t_schedule": {"name": "uniform", "args": {"mean": 1}}}, "t_schedule uniform has no 'mean'"),
         ({"p_uncond": 2}, "p_uncond must be in"),
+        ({"token_dropout": -1}, r"token_dropout must be in \[0, 1\]; got -1"),
         ({"decoded_samples": 0}, "decoded_samples must be at least 1; got 0"),
     ],
 )
 def test_impossible_arguments_are_refused(args: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         FlowMatching(**args)
+
+
+def test_tokens_are_left_out_a_share_that_differs_by_sample() -> None:
+    flow, cond = FlowMatching(p_uncond=0.0, token_dropout=0.8), torch.ones(200, 50, 4)
+    kept = flow.drop(cond, torch.zeros(1, 50, 4), seeded(0))
+    assert set(kept.unique().tolist()) == {0.0, 1.0}
+    assert torch.equal(kept.amax(-1), kept.amin(-1))  # whole tokens
+    shares = 1 - kept[..., 0].mean(1)
+    assert float(shares.mean()) == pytest.approx(0.4, abs=0.05)
+    assert float(shares.std()) == pytest.approx(0.8 / 12**0.5, abs=0.05)  # of a uniform distribution
+    assert float(shares.max()) < 1
+    assert torch.equal(FlowMatching(p_uncond=0.0).drop(cond, torch.zeros(1, 50, 4), seeded(0)), cond)
 
 
 class Threshold(nn.Module):

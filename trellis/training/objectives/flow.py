@@ -41,6 +41,8 @@ class FlowMatching:
         t_schedule: ``{"name": "uniform"}`` or ``{"name": "logitNormal", "args": {"mean", "std"}}``.
         sigma_min: noise left at t = 0.
         p_uncond: probability that a sample's condition is replaced by the null condition.
+        token_dropout: up to this share of a condition's tokens become zeros, another share for each sample (ours; 0 as
+            officially): a flow that learns from few objects must not know them by one corner.
         lambda_decoded: weight of the decoded occupancy (ours; 0 as officially).
         decoded_samples: how many samples of a pass are decoded, the first; fewer than there are.
     """
@@ -50,6 +52,7 @@ class FlowMatching:
         t_schedule: Mapping[str, Any] | None = None,
         sigma_min: float = 1e-5,
         p_uncond: float = 0.1,
+        token_dropout: float = 0.0,
         lambda_decoded: float = 0.0,
         decoded_samples: int = 8,
     ) -> None:
@@ -65,8 +68,10 @@ class FlowMatching:
             raise ValueError(f"t_schedule {self.schedule} has no {unknown[0]!r}; known are {sorted(allowed)}")
         if not 0 <= p_uncond <= 1:
             raise ValueError(f"p_uncond must be in [0, 1]; got {p_uncond}")
+        if not 0 <= token_dropout <= 1:
+            raise ValueError(f"token_dropout must be in [0, 1]; got {token_dropout}")
         self.mean, self.std = arguments.get("mean", 0.0), arguments.get("std", 1.0)
-        self.sigma_min, self.p_uncond = sigma_min, p_uncond
+        self.sigma_min, self.p_uncond, self.token_dropout = sigma_min, p_uncond, token_dropout
         self.lambda_decoded, self.decoded_samples = lambda_decoded, decoded_samples
 
     def draw_times(self, count: int, generator: torch.Generator) -> Tensor:
@@ -77,9 +82,15 @@ class FlowMatching:
         return torch.sigmoid(self.mean + self.std * normal)
 
     def drop(self, cond: Tensor, null: Tensor, generator: torch.Generator) -> Tensor:
-        """Conditions ``[B, L, C]``, some of them replaced by the null condition ``[1, L, C]``."""
-        dropped = torch.rand(len(cond), generator=generator, device=generator.device) < self.p_uncond
-        return torch.where(dropped.to(cond.device)[:, None, None], null.to(cond), cond)
+        """Conditions ``[B, L, C]``, some replaced by the null condition ``[1, L, C]``, others without some tokens."""
+        if self.p_uncond:
+            dropped = torch.rand(len(cond), generator=generator, device=generator.device) < self.p_uncond
+            cond = torch.where(dropped.to(cond.device)[:, None, None], null.to(cond), cond)
+        if self.token_dropout:
+            share = self.token_dropout * torch.rand(len(cond), 1, 1, generator=generator, device=generator.device)
+            kept = torch.rand(*cond.shape[:2], 1, generator=generator, device=generator.device) >= share
+            cond = cond * kept.to(cond)
+        return cond
 
     def __call__(
         self, models: Mapping[str, nn.Module], batch: dict[str, Any], generator: torch.Generator
@@ -88,7 +99,7 @@ class FlowMatching:
         x0 = latent.feats if isinstance(latent, SparseTensor) else latent
         noise = torch.randn(x0.shape, generator=generator, device=generator.device).to(x0)
         times = self.draw_times(len(latent), generator).to(x0.device)
-        cond = self.drop(batch["cond"], batch["neg_cond"], generator) if self.p_uncond else batch["cond"]
+        cond = self.drop(batch["cond"], batch["neg_cond"], generator)
         first = 0  # of the samples whose velocity is compared
         if self.lambda_decoded:
             self._check(models, batch)
