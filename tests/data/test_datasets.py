@@ -141,6 +141,8 @@ def test_latents_are_normalised_and_batched_in_order(root: Path) -> None:
     count = len(file["coords"])
     assert torch.equal(x.coords[:count, 1:], torch.from_numpy(file["coords"]).int())
     torch.testing.assert_close(x.feats[:count], torch.from_numpy((file["feats"] - 0.5) / 2))
+    assert batch["normalization"].tolist() == [statistics["mean"], statistics["std"]]
+    assert "normalization" not in batch_of(build_dataset("SLat", {**FLOW, "cache": False}, [root]))
 
 
 def test_the_conditioning_picture_is_cropped_to_the_object(root: Path) -> None:

@@ -106,7 +106,7 @@ class StructureLatents:
 
 @dataclass(frozen=True)
 class Latents:
-    """A SparseTensor of structured latents, under `key`.
+    """A SparseTensor of structured latents, under `key`; ``normalization [2, C]`` too, where it is taken out.
 
     Args:
         latent_model: whose: feature model and encoder.
@@ -143,7 +143,10 @@ class Latents:
         return {"coords": coords, "feats": feats}
 
     def collate(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        return {self.key: _batched(items, self.resolution)}
+        batch: dict[str, Any] = {self.key: _batched(items, self.resolution)}
+        if self.normalization is not None:
+            batch["normalization"] = torch.stack(_statistics(self.normalization, items[0]["feats"].shape[1]))
+        return batch
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,6 @@
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from tests.support.golden import golden
 from tests.training.tiny import FLOW, Balls, flow_config
 from trellis import SparseTensor
 from trellis.checkpoints import build_model
+from trellis.representations.gaussians import GaussianConfig, Gaussians
 from trellis.sampling.flow_euler import euler
 from trellis.training.batches import seeded
 from trellis.training.config import ConfigError
@@ -199,6 +202,76 @@ def test_decoding_needs_a_decoder_the_occupancy_and_other_samples() -> None:
     del batch["ss"]
     with pytest.raises(ConfigError, match="the dataset's argument 'occupancy'"):
         flow({"denoiser": Oracle(), "decoder": Threshold()}, batch, seeded(0))
+
+
+class Colors(nn.Module):
+    """Decodes a structured latent of 2 channels to a Gaussian per voxel: gray of the first, opacity of the second."""
+
+    def forward(self, latent: SparseTensor) -> list[Gaussians]:
+        samples = [latent.sample(index) for index in range(len(latent))]
+        return [
+            Gaussians(
+                xyz=(sample.coords[:, 1:] + 0.5) / 4,
+                features_dc=sample.feats[:, :1, None].expand(-1, 1, 3),
+                scaling=torch.zeros(len(sample.coords), 3),
+                rotation=torch.zeros(len(sample.coords), 4),
+                opacity=sample.feats[:, 1:],
+            )
+            for sample in samples
+        ]
+
+
+def structured_batch() -> dict[str, Any]:
+    return {"x_0": sparse((5, 9, 3)), "cond": torch.ones(3, 3, 12), "neg_cond": torch.zeros(1, 3, 12)}
+
+
+def test_decoded_gaussians_are_compared_with_those_of_the_latent() -> None:
+    batch = structured_batch() | {"normalization": torch.tensor([[0.5, -1.0], [0.2, 0.7]])}
+    mean, std = batch["normalization"]
+
+    class Perfect(nn.Module):
+        def forward(self, x: SparseTensor, t: torch.Tensor, cond: torch.Tensor) -> SparseTensor:
+            return x.with_feats((x.feats - batch["x_0"].feats) / (t / 1000)[x.coords[:, 0], None])
+
+    flow = FlowMatching(sigma_min=0.0, lambda_decoded=2.0, decoded_samples=2)
+    models = {"denoiser": Perfect(), "decoder": Colors()}
+    assert float(flow(models, batch, seeded(7))["loss"]) < 1e-4
+
+    oracle = Oracle()  # its velocity is 0: what is decoded is x_1
+    terms = flow({"denoiser": oracle, "decoder": Colors()}, batch, seeded(7))
+    assert (oracle.t[:2] == 1000).all()
+    assert float(oracle.t[2]) < 1000
+    decoded = terms["color"] + terms["opacity"] + terms["place"] + terms["scale"]
+    torch.testing.assert_close(terms["loss"], terms["mse"] + 2 * decoded)
+    assert float(terms["place"]) == float(terms["scale"]) == 0
+    rows = slice(0, 14)  # the first two samples
+    found, true = (feats[rows] * std + mean for feats in (oracle.x.feats, batch["x_0"].feats))
+    opacity, wanted = (torch.sigmoid(each[:, 1] + GaussianConfig().raw_opacity_bias) for each in (found, true))
+    torch.testing.assert_close(terms["opacity"], (opacity - wanted).abs().mean())
+    gray = 0.5 + found[:, 0] / (2 * math.pi**0.5)
+    error = (gray - (0.5 + true[:, 0] / (2 * math.pi**0.5)).clamp(0, 1)).abs()
+    torch.testing.assert_close(terms["color"], (error * wanted).sum() / wanted.sum())
+
+
+def test_the_first_structured_latents_learn_through_the_decoder_the_others_their_velocity() -> None:
+    velocities = nn.Parameter(torch.zeros(17, 2))
+
+    class Free(nn.Module):
+        def forward(self, x: SparseTensor, t: torch.Tensor, cond: torch.Tensor) -> SparseTensor:
+            return x.with_feats(velocities)
+
+    flow = FlowMatching(lambda_decoded=1.0, decoded_samples=2)
+    terms = flow({"denoiser": Free(), "decoder": Colors()}, structured_batch(), seeded(7))
+    (decoded,) = torch.autograd.grad(terms["color"] + terms["opacity"], velocities, retain_graph=True)
+    (compared,) = torch.autograd.grad(terms["mse"], velocities)
+    assert decoded.any(1).tolist() == [True] * 14 + [False] * 3
+    assert compared.any(1).tolist() == [False] * 14 + [True] * 3
+
+
+def test_decoding_structured_latents_needs_a_decoder() -> None:
+    flow = FlowMatching(lambda_decoded=1.0, decoded_samples=2)
+    with pytest.raises(ConfigError, match="lambda_decoded needs a Gaussian decoder among the models"):
+        flow({"denoiser": Oracle()}, structured_batch(), seeded(7))
 
 
 @pytest.mark.parametrize("kind", ["dense", "sparse"])

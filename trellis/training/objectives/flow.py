@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,8 +11,11 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from trellis.nn.sparse import SparseTensor
+from trellis.representations.gaussians import Gaussians
 from trellis.training.config import ConfigError
 from trellis.training.objectives.structure_vae import dice_loss
+
+SH_C0 = 0.5 / math.pi**0.5  # the spherical harmonic of degree 0
 
 
 def path(x0: Tensor, noise: Tensor, t: Tensor, sigma_min: float) -> Tensor:
@@ -25,13 +29,13 @@ def velocity(x0: Tensor, noise: Tensor, sigma_min: float) -> Tensor:
 
 
 class FlowMatching:
-    """Mean square error of the predicted velocity; of structures, if asked for, also of what it decodes to.
+    """Mean square error of the predicted velocity; if asked for, also of what it decodes to.
 
-    The latent of a structure is as rich as its details, and a picture tells little of that: a small flow that
-    learns from few samples finds the shape late. With `lambda_decoded` some samples of a pass start from pure noise,
-    t = 1, where only the condition tells anything: their estimate ``x_0 = x_1 - v`` goes through ``models["decoder"]``,
-    which should be frozen, and is compared with the occupancy ``batch["ss"]`` (dice and binary cross-entropy), not
-    with the latent.
+    A latent is as rich as its details, and a picture tells little of those: a small flow that learns from few samples
+    finds the shape and the colors late. With `lambda_decoded` some samples of a pass start from pure noise, t = 1,
+    where only the condition tells anything: their estimate ``x_0 = x_1 - v`` goes through ``models["decoder"]``, which
+    should be frozen, and what comes out is compared, not the latent. A structure's is compared with the occupancy
+    ``batch["ss"]`` (dice and binary cross-entropy), a structured latent's Gaussians with those of the true latent.
 
     Source:
         Lipman et al. 2023, "Flow matching for generative modeling"; Esser et al. 2024 (the distribution of t); official
@@ -43,7 +47,7 @@ class FlowMatching:
         p_uncond: probability that a sample's condition is replaced by the null condition.
         token_dropout: up to this share of a condition's tokens become zeros, another share for each sample (ours; 0 as
             officially): a flow that learns from few objects must not know them by one corner.
-        lambda_decoded: weight of the decoded occupancy (ours; 0 as officially).
+        lambda_decoded: weight of what is decoded (ours; 0 as officially).
         decoded_samples: how many samples of a pass are decoded, the first; fewer than there are.
     """
 
@@ -100,7 +104,7 @@ class FlowMatching:
         noise = torch.randn(x0.shape, generator=generator, device=generator.device).to(x0)
         times = self.draw_times(len(latent), generator).to(x0.device)
         cond = self.drop(batch["cond"], batch["neg_cond"], generator)
-        first = 0  # of the samples whose velocity is compared
+        first = 0  # sample whose velocity is compared
         if self.lambda_decoded:
             self._check(models, batch)
             first = self.decoded_samples
@@ -108,27 +112,50 @@ class FlowMatching:
         if isinstance(latent, SparseTensor):
             noisy = path(x0, noise, times[latent.segments.index, None], self.sigma_min)
             predicted = models["denoiser"](latent.with_feats(noisy), 1000 * times, cond).feats
+            compared = latent.coords[:, 0] >= first
         else:
             noisy = path(x0, noise, times.view(-1, *(1,) * (x0.ndim - 1)), self.sigma_min)
             predicted = models["denoiser"](noisy, 1000 * times, cond)
-        error = (predicted.float() - velocity(x0, noise, self.sigma_min))[first:].square().mean()
+            compared = torch.arange(len(latent), device=x0.device) >= first
+        error = (predicted.float() - velocity(x0, noise, self.sigma_min))[compared].square().mean()
         if not self.lambda_decoded:
             return {"loss": error, "mse": error}
-        estimates = noisy[:first] - predicted[:first].float()
-        terms = decoded_terms(models["decoder"](estimates).float(), batch["ss"][:first].float())
-        return {"loss": error + self.lambda_decoded * (terms["dice"] + terms["bce"]), "mse": error, **terms}
+        decoder, estimates = models["decoder"], noisy - predicted.float()
+        if isinstance(latent, SparseTensor):
+            found, wanted = first_samples(latent, (estimates, x0), batch, first)
+            with torch.no_grad():
+                true = decoder(wanted)
+            terms = gaussian_terms(decoder(found), true, latent.grid.require_resolution())
+        else:
+            terms = decoded_terms(decoder(estimates[:first]).float(), batch["ss"][:first].float())
+        decoded = torch.stack([term for name, term in terms.items() if name != "iou"]).sum()
+        return {"loss": error + self.lambda_decoded * decoded, "mse": error, **terms}
 
     def _check(self, models: Mapping[str, nn.Module], batch: dict[str, Any]) -> None:
-        if "decoder" not in models or "ss" not in batch:
-            raise ConfigError(
-                "lambda_decoded needs a structure decoder among the models (role 'decoder') and the dataset's argument "
-                "'occupancy'"
-            )
-        samples = len(batch["ss"])
+        sparse = isinstance(batch["x_0"], SparseTensor)
+        if "decoder" not in models or not (sparse or "ss" in batch):
+            needed = "Gaussian decoder among the models (role 'decoder')"
+            if not sparse:
+                needed = "structure decoder among the models (role 'decoder') and the dataset's argument 'occupancy'"
+            raise ConfigError(f"lambda_decoded needs a {needed}")
+        samples = len(batch["x_0"])
         if samples <= self.decoded_samples:
             raise ConfigError(
                 f"decoded_samples must be less than the samples of a pass, {samples}; got {self.decoded_samples}"
             )
+
+
+def first_samples(
+    latent: SparseTensor, feats: Sequence[Tensor], batch: Mapping[str, Any], count: int
+) -> list[SparseTensor]:
+    """The first `count` samples of a batch with each of `feats` ``[N, C]``, as a decoder takes them.
+
+    That is with the mean and scale ``batch["normalization"] [2, C]``, if the dataset took them out.
+    """
+    rows = latent.coords[:, 0] < count
+    mean, std = batch.get("normalization", (0.0, 1.0))
+    part = SparseTensor.from_coords(latent.coords[rows], feats[0][rows], latent.grid.require_resolution(), count)
+    return [part.with_feats(values[rows] * std + mean) for values in feats]
 
 
 def decoded_terms(logits: Tensor, target: Tensor) -> dict[str, Tensor]:
@@ -141,3 +168,26 @@ def decoded_terms(logits: Tensor, target: Tensor) -> dict[str, Tensor]:
         "bce": binary_cross_entropy_with_logits(logits, target),
         "iou": iou,
     }
+
+
+def gaussian_terms(found: Sequence[Gaussians], wanted: Sequence[Gaussians], resolution: int) -> dict[str, Tensor]:
+    """How far Gaussians are from those of the same voxels.
+
+    Means of absolute differences: ``color`` (sRGB), ``opacity``, ``place`` (in voxels, of which the unit cube has
+    `resolution` a side), ``scale`` (logarithms). All but the opacity's count as much as the wanted Gaussian is opaque:
+    nobody sees the others.
+    """
+    values: dict[str, list[Tensor]] = {"color": [], "opacity": [], "place": [], "scale": []}
+    weights = []
+    for each, true in zip(found, wanted, strict=True):
+        weights.append(true.opacities)
+        color = 0.5 + SH_C0 * each.features_dc.squeeze(1)  # not below 0 cut off: there it must learn too
+        values["color"].append(color - true.colors.clamp(max=1))
+        values["opacity"].append((each.opacities - true.opacities)[:, None])
+        values["place"].append((each.means - true.means) * resolution)
+        values["scale"].append((each.scales / true.scales).log())
+    weight = torch.cat(weights)
+    terms = {name: torch.cat(parts).abs().mean(1) for name, parts in values.items()}
+    opacity = terms.pop("opacity").mean()
+    seen = {name: (term * weight).sum() / weight.sum().clamp_min(1e-6) for name, term in terms.items()}
+    return {**seen, "opacity": opacity}
