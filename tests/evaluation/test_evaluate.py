@@ -120,6 +120,7 @@ def test_the_sheet_shows_input_results_and_truth(out: Path) -> None:
     assert (row[2] == 255).all()  # this pipeline has no radiance field
     for index in (0, 1, 3, 4):
         assert row[index].std() > 5
+    assert (row[0][0, 0] == 255).all()  # nothing is behind the input
     center = row[4][12, 12].astype(int)
     assert center[0] > center[2]  # the last box is red rather than blue
     assert Image.open(out / "contact_sheet.png").width >= 5 * 24

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageChops, ImageDraw
 from torch import Tensor
 
 from trellis.atomic import atomic_path
@@ -38,8 +38,7 @@ def front_camera() -> Cameras:
 def save_tiles(asset: Any, job: Job, path: Path) -> None:
     """Write one row of the sheet: the input on white, the asset's representations, and the object itself."""
     camera = front_camera()
-    picture = prepare_image(read_picture(job.root / "renders_cond" / job.sha256 / QUERY))[0]
-    tiles = [picture.resize((TILE, TILE), Image.Resampling.LANCZOS)]
+    tiles = [_on_white(read_picture(job.root / "renders_cond" / job.sha256 / QUERY))]
     for name in _PARTS:
         part = getattr(asset, name)
         tiles.append(_tile(torch.ones(3, TILE, TILE) if part is None else show(part, camera, TILE, 1.0, 2)[0]))
@@ -82,6 +81,14 @@ def contact_sheet(rows: Sequence[tuple[str, Path]], path: Path, columns: int = 2
             draw.text((middle, 6), title, fill="black", anchor="mt", font_size=14)
     with atomic_path(path) as temporary:
         sheet.save(temporary, optimize=True)
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
+    """A picture as the pipeline frames it, on white instead of black: dark objects are seen."""
+    white = Image.new("L", picture.size, 255)
+    covered = prepare_image(Image.merge("RGBA", (white, white, white, picture.getchannel("A"))))[0]
+    framed = ImageChops.add(prepare_image(picture)[0], ImageChops.invert(covered))
+    return framed.resize((TILE, TILE), Image.Resampling.LANCZOS)
 
 
 def _tile(image: Tensor) -> Image.Image:
