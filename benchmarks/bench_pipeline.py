@@ -78,6 +78,7 @@ def test_full_size(benchmark, implementation: str) -> None:
 @pytest.mark.priority(7)
 def test_nano(benchmark) -> None:
     pipe = ImageTo3D.from_pretrained(device=device())
-    benchmark.group = "photo to assets, bundled nano model, 4 + 4 steps"
+    steps = [pipe.sampler(stage, None, None, None).steps for stage in ("structure", "latent")]
+    benchmark.group = f"photo to assets, bundled nano model, {steps[0]} + {steps[1]} steps"
     benchmark.extra_info["implementation"] = "trellis"
-    measure(benchmark, lambda: pipe(PHOTO, steps=4), rounds=2, warmup=1)
+    measure(benchmark, lambda: pipe(PHOTO), rounds=2, warmup=1)

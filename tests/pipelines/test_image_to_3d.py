@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from trellis import ImageTo3D
+from trellis import ImageTo3D, SparseTensor
 from trellis.checkpoints import CheckpointError
+from trellis.pipelines.settings import SamplerParams
 from trellis.pipelines.stages import Cancelled, Progress
 
 pytestmark = pytest.mark.usefixtures("untrained_is_bundled")
@@ -156,6 +157,7 @@ def test_report_says_what_was_made(asset: Any, tmp_path: Path) -> None:
     [
         (lambda pipe: pipe(picture(), formats=["voxels"]), "formats must be among .*; got 'voxels'"),
         (lambda pipe: pipe(picture(), steps=0), r"steps must be in \[1, 10000\]; got 0"),
+        (lambda pipe: SamplerParams(temperature=-1), r"temperature must be in \[0, 10\]; got -1"),
         (lambda pipe: pipe(picture(), seed=-1), r"seed must be an integer in \[0, 2\^63\); got -1"),
         (lambda pipe: pipe([picture()], seed=[1, 2]), "seed must be one integer or 1 of them; got 2"),
         (lambda pipe: pipe([]), "got an empty list"),
@@ -166,6 +168,21 @@ def test_report_says_what_was_made(asset: Any, tmp_path: Path) -> None:
 def test_names_the_argument_that_does_not_fit(pipe: ImageTo3D, call: Callable[[Any], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(pipe)
+
+
+def test_without_noise_the_seed_tells_nothing(pipe: ImageTo3D) -> None:
+    def made(temperature: float, seed: int) -> SparseTensor:
+        params = SamplerParams(steps=2, temperature=temperature)
+        return pipe(picture(), seed=seed, structure=params, latent=params, formats=[]).slat
+
+    first, second = made(0.0, 1), made(0.0, 2)
+    assert torch.equal(first.coords, second.coords)
+    assert torch.equal(first.feats, second.feats)
+    first, second = made(1.0, 1), made(1.0, 2)
+    assert not torch.equal(first.coords, second.coords)
+    assert pipe(picture(), structure=SamplerParams(temperature=0.5), steps=1, formats=[]).report["structure"][
+        "temperature"
+    ] == pytest.approx(0.5)
 
 
 def test_an_empty_structure_suggests_another_seed() -> None:

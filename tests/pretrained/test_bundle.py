@@ -193,6 +193,7 @@ def test_parts_that_do_not_fit_are_named(
 def test_the_command_line(runs: list[Path], encoders: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["bundle", *map(str, runs), "-o", str(tmp_path / "nano"), "--latent-steps", "8", "--text-encoder", ""]
     monkeypatch.setattr(sys, "argv", [*arguments, "--structure-interval", "0.2", "1", "--latent-guidance", "1.5"])
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--structure-temperature", "0"])
     module.main()
     args = json.loads((tmp_path / "nano" / "pipeline.json").read_text())["args"]
     assert args["slat_sampler"]["params"] == {
@@ -200,7 +201,8 @@ def test_the_command_line(runs: list[Path], encoders: None, tmp_path: Path, monk
         "cfg_strength": 1.5,
         "cfg_interval": [0.0, 1.0],
         "rescale_t": 1.0,
-    }
+    }  # as the official code takes them
+    assert args["sparse_structure_sampler"]["params"]["temperature"] == 0
     assert args["sparse_structure_sampler"]["params"]["steps"] == 12
     assert args["sparse_structure_sampler"]["params"]["cfg_interval"] == [0.2, 1.0]
     assert np.isclose(args["sparse_structure_sampler"]["args"]["sigma_min"], 1e-5)

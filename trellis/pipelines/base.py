@@ -198,6 +198,7 @@ def _plain(params: SamplerParams) -> dict[str, Any]:
         "guidance": params.guidance,
         "interval": list(params.interval),
         "rescale_t": params.rescale_t,
+        "temperature": params.temperature,
     }
 
 

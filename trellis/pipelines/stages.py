@@ -132,7 +132,7 @@ def sample_structure(
     """
     with run.meter.stage("structure_flow", store.device), store.use("sparse_structure_flow_model") as flow:
         shape = (flow.config.in_channels, *(flow.config.resolution,) * 3)
-        noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+        noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators]) * params.temperature
         latent = run_sampler(
             condition.velocity(flow, params), noise.to(store.device, non_blocking=True), params, "structure_flow", run
         )
@@ -169,7 +169,7 @@ def sample_latent(
         else:
             draws = zip(lengths, generators, strict=True)
             noise = torch.cat([torch.randn(length, channels, generator=generator) for length, generator in draws])
-        start = SparseTensor(grid, noise.to(store.device, non_blocking=True))
+        start = SparseTensor(grid, (noise * params.temperature).to(store.device, non_blocking=True))
         slat = run_sampler(condition.velocity(flow, params), start, params, "latent_flow", run)
     mean, std = (value.to(store.device, non_blocking=True) for value in (settings.mean, settings.std))
     return slat.with_feats(slat.feats * std + mean)

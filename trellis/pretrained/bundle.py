@@ -250,11 +250,14 @@ def _rate(config: TrainingConfig, ema: float | None) -> float | None:
 
 
 def _sampler(params: SamplerParams) -> dict[str, Any]:
-    values = {"steps": params.steps, "cfg_strength": params.guidance, "cfg_interval": list(params.interval)}
+    values: dict[str, Any] = {"steps": params.steps, "cfg_strength": params.guidance}
+    values |= {"cfg_interval": list(params.interval), "rescale_t": params.rescale_t}
+    if params.temperature != 1:  # which the official code does not know
+        values["temperature"] = params.temperature
     return {
         "name": "FlowEulerGuidanceIntervalSampler",
         "args": {"sigma_min": params.sigma_min},
-        "params": {**values, "rescale_t": params.rescale_t},
+        "params": values,
     }
 
 
@@ -267,6 +270,7 @@ def _parsed() -> tuple[list[str], Path, Options]:
         parser.add_argument(f"--{stage}-guidance", type=float, default=3.0)
         parser.add_argument(f"--{stage}-interval", type=float, nargs=2, default=(0.0, 1.0), metavar=("LOW", "HIGH"))
         parser.add_argument(f"--{stage}-rescale-t", type=float, default=1.0)
+        parser.add_argument(f"--{stage}-temperature", type=float, default=1.0)
     parser.add_argument("--image-encoder", default="efficientnet_lite0")
     parser.add_argument("--text-encoder", default="minilm", help='"" for no text pipeline')
     parser.add_argument("--ema", type=float, help="rate of the averaged weights to take; 0: not averaged")
@@ -282,6 +286,7 @@ def _parsed() -> tuple[list[str], Path, Options]:
             guidance=values.pop(f"{stage}_guidance"),
             interval=tuple(values.pop(f"{stage}_interval")),
             rescale_t=values.pop(f"{stage}_rescale_t"),
+            temperature=values.pop(f"{stage}_temperature"),
         )
         for stage in ("structure", "latent")
     }

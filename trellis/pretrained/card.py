@@ -65,7 +65,8 @@ def model_card(
     for name, params in (("structure", options.structure), ("latent", options.latent)):
         lines.append(
             f"- {name} flow: {params.steps} Euler steps, guidance {params.guidance:g} at times "
-            f"{params.interval[0]:g} to {params.interval[1]:g}, rescale_t {params.rescale_t:g}"
+            f"{params.interval[0]:g} to {params.interval[1]:g}, rescale_t {params.rescale_t:g}, "
+            f"temperature {params.temperature:g}"
         )
     lines.append("")
     if options.about is not None:

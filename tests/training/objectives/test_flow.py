@@ -115,6 +115,7 @@ def test_a_latent_flow_overfits_one_object() -> None:
         ({"p_uncond": 2}, "p_uncond must be in"),
         ({"token_dropout": -1}, r"token_dropout must be in \[0, 1\]; got -1"),
         ({"decoded_samples": 0}, "decoded_samples must be at least 1; got 0"),
+        ({"decoded_noise": -1}, "decoded_noise must not be negative; got -1"),
     ],
 )
 def test_impossible_arguments_are_refused(args: dict, message: str) -> None:
@@ -272,6 +273,16 @@ def test_decoding_structured_latents_needs_a_decoder() -> None:
     flow = FlowMatching(lambda_decoded=1.0, decoded_samples=2)
     with pytest.raises(ConfigError, match="lambda_decoded needs a Gaussian decoder among the models"):
         flow({"denoiser": Oracle()}, structured_batch(), seeded(7))
+
+
+@pytest.mark.parametrize("kind", ["dense", "sparse"])
+def test_decoded_samples_can_start_without_noise(kind: str) -> None:
+    oracle, batch = Oracle(), structured_batch() if kind == "sparse" else decoded_batch()
+    decoder = Colors() if kind == "sparse" else Threshold()
+    flow = FlowMatching(lambda_decoded=1.0, decoded_samples=2, decoded_noise=0.0)
+    flow({"denoiser": oracle, "decoder": decoder}, batch, seeded(7))
+    asked = [oracle.x.sample(index).feats for index in range(3)] if kind == "sparse" else oracle.x
+    assert [bool(x.any()) for x in asked[:3]] == [False, False, True]
 
 
 @pytest.mark.parametrize("kind", ["dense", "sparse"])
