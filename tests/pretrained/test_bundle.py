@@ -111,6 +111,10 @@ def test_a_step_can_be_chosen(runs: list[Path], models: Mapping[str, Model], tmp
     others = [run for run in runs if run.name != "gaussians"]
     assert find_models([*others, tmp_path / "run"])["slat_decoder_gs"].step == 30
     assert find_models([*others, f"{tmp_path}/run@10"])["slat_decoder_gs"].step == 10
+    assert "ema" not in find_models([*others, f"{tmp_path}/run@10:0"])["slat_decoder_gs"].stem.name
+    averaged = find_models([*others, f"{tmp_path}/run@10:0.9"], ema=0)
+    assert averaged["slat_decoder_gs"].stem.name == "decoder_ema0.9_step0000010"
+    assert averaged["slat_flow_model"].stem.name == "denoiser_step0000020"
     with pytest.raises(CheckpointError, match="has no complete checkpoint of step 20"):
         find_models([*others, f"{tmp_path}/run@20"])
 

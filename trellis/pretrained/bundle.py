@@ -2,8 +2,9 @@
 
     python -m trellis.pretrained.bundle RUN... -o FOLDER [options]
 
-Every RUN is a folder of `trellis train`, or RUN@STEP. What each holds is seen from its configuration; models that are
-only needed for training, the encoders, are left out. The folder appears whole or not at all.
+Every RUN is a folder of `trellis train`, or RUN@STEP, or RUN@STEP:RATE for the weights averaged with that rate. What
+each holds is seen from its configuration; models that are only needed for training, the encoders, are left out. The
+folder appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -93,7 +95,7 @@ def bundle(runs: Sequence[str | Path], folder: Path, options: Options) -> int:
     """Write the folder.
 
     Args:
-        runs: folders of `trellis train`, or folder@step.
+        runs: folders of `trellis train`, or folder@step, or folder@step:rate.
         folder: to write; a bundle that is there is replaced.
         options: the rest.
 
@@ -130,13 +132,16 @@ def bundle(runs: Sequence[str | Path], folder: Path, options: Options) -> int:
 def find_models(runs: Sequence[str | Path], ema: float | None = None) -> dict[str, Trained]:
     """Role in a pipeline -> the run's newest checkpoint of it, or that of the step asked for.
 
+    A rate after the step goes before `ema`.
+
     Raises:
         CheckpointError: see `bundle`.
     """
     found: dict[str, Trained] = {}
     for given in map(str, runs):
-        name, _, wanted = given.rpartition("@") if given.rpartition("@")[2].isdigit() else (given, "", "")
-        run = Path(name)
+        asked = re.fullmatch(r"(.+)@(\d+)(?::([\d.]+))?", given)
+        name, wanted, own = asked.groups() if asked else (given, "", None)
+        run, rate = Path(name), ema if own is None else float(own)
         if not (run / "config.json").is_file():
             raise CheckpointError(f"{run} is no run of trellis train: it has no config.json")
         config, steps = load_config(run / "config.json"), saved_steps(run)
@@ -149,7 +154,7 @@ def find_models(runs: Sequence[str | Path], ema: float | None = None) -> dict[st
             role = ROLES[canonical_name(model.name)][0]
             if role in found:
                 raise CheckpointError(f"{role} is in two runs: {found[role].run} and {run}")
-            found[role] = Trained(run, step, Names(run, step).model(model_role, _rate(config, ema)), config)
+            found[role] = Trained(run, step, Names(run, step).model(model_role, _rate(config, rate)), config)
     missing = [role for role, _ in ROLES.values() if role not in found and not role.startswith("slat_decoder")]
     if missing:
         raise CheckpointError(f"no run has a {missing[0]}; found are {', '.join(found) or 'none'}")
@@ -263,7 +268,7 @@ def _sampler(params: SamplerParams) -> dict[str, Any]:
 
 def _parsed() -> tuple[list[str], Path, Options]:
     parser = argparse.ArgumentParser(prog="python -m trellis.pretrained.bundle", description=(__doc__ or "").strip())
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of `trellis train`, or RUN@STEP")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of `trellis train`, or RUN@STEP[:RATE]")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER")
     for stage in ("structure", "latent"):
         parser.add_argument(f"--{stage}-steps", type=int, default=12)

@@ -16,7 +16,7 @@ from trellis.training.batches import seeded
 from trellis.training.config import ConfigError
 from trellis.training.log import read_log
 from trellis.training.loop import train
-from trellis.training.objectives.flow import FlowMatching, path, velocity
+from trellis.training.objectives.flow import COLOR_WEIGHT, FlowMatching, path, velocity
 
 
 def sparse(counts: tuple[int, ...] = (5, 9)) -> SparseTensor:
@@ -250,7 +250,7 @@ def test_decoded_gaussians_are_compared_with_those_of_the_latent() -> None:
     opacity, wanted = (torch.sigmoid(each[:, 1] + GaussianConfig().raw_opacity_bias) for each in (found, true))
     torch.testing.assert_close(terms["opacity"], (opacity - wanted).abs().mean())
     gray = 0.5 + found[:, 0] / (2 * math.pi**0.5)
-    error = (gray - (0.5 + true[:, 0] / (2 * math.pi**0.5)).clamp(0, 1)).abs()
+    error = (gray - (0.5 + true[:, 0] / (2 * math.pi**0.5)).clamp(0, 1)).square() * COLOR_WEIGHT
     torch.testing.assert_close(terms["color"], (error * wanted).sum() / wanted.sum())
 
 

@@ -16,6 +16,7 @@ from trellis.training.config import ConfigError
 from trellis.training.objectives.structure_vae import dice_loss
 
 SH_C0 = 0.5 / math.pi**0.5  # the spherical harmonic of degree 0
+COLOR_WEIGHT = 10.0  # makes squares of usual errors about as large as the other terms
 
 
 def path(x0: Tensor, noise: Tensor, t: Tensor, sigma_min: float) -> Tensor:
@@ -178,16 +179,17 @@ def decoded_terms(logits: Tensor, target: Tensor) -> dict[str, Tensor]:
 def gaussian_terms(found: Sequence[Gaussians], wanted: Sequence[Gaussians], resolution: int) -> dict[str, Tensor]:
     """How far Gaussians are from those of the same voxels.
 
-    Means of absolute differences: ``color`` (sRGB), ``opacity``, ``place`` (in voxels, of which the unit cube has
-    `resolution` a side), ``scale`` (logarithms). All but the opacity's count as much as the wanted Gaussian is opaque:
-    nobody sees the others.
+    ``color`` is the mean square difference (sRGB) times `COLOR_WEIGHT`: where a color is uncertain, its mean is wanted;
+    the median of bright and dark ones is often black. The others are means of absolute differences: ``opacity``,
+    ``place`` (in voxels, of which the unit cube has `resolution` a side), ``scale`` (logarithms). All but the opacity's
+    count as much as the wanted Gaussian is opaque: nobody sees the others.
     """
     values: dict[str, list[Tensor]] = {"color": [], "opacity": [], "place": [], "scale": []}
     weights = []
     for each, true in zip(found, wanted, strict=True):
         weights.append(true.opacities)
         color = 0.5 + SH_C0 * each.features_dc.squeeze(1)  # not below 0 cut off: there it must learn too
-        values["color"].append(color - true.colors.clamp(max=1))
+        values["color"].append(COLOR_WEIGHT * (color - true.colors.clamp(max=1)).square())
         values["opacity"].append((each.opacities - true.opacities)[:, None])
         values["place"].append((each.means - true.means) * resolution)
         values["scale"].append((each.scales / true.scales).log())
