@@ -1,8 +1,8 @@
-"""Makes the bundled model's folder from a seed: the official classes at a small size, untrained.
+"""Makes an untrained pipeline from a seed: the official classes at a small size, for tests and to start from.
 
-    python -m trellis.pretrained.initialise [FOLDER]
+    python -m trellis.pretrained.initialise FOLDER
 
-The training run replaces the weights; sizes and file layout stay. An untrained structure decoder would call half of the
+The bundled model has its file layout. An untrained structure decoder would call half of the
 grid occupied, so the bias of its last layer is set to a quantile of its own logits (2 to 5 % occupancy) and stored.
 """
 
@@ -22,12 +22,11 @@ from trellis.conditioning.image import DinoV2
 from trellis.models.config import Model
 from trellis.pipelines.settings import SamplerParams
 from trellis.pipelines.stages import Condition
-from trellis.pipelines.store import BUNDLED
 from trellis.sampling import euler
 
 SEED = 2412_01506  # the paper's arXiv number
 OCCUPANCY = 0.03
-NOTICE = "The bundled nano model is untrained: it shows every stage, but its shapes are random until it is trained."
+NOTICE = "This small model is untrained: it shows every stage, but its shapes are random until it is trained."
 
 IMAGE_ENCODER: dict[str, Any] = {
     "hidden_size": 96,
@@ -112,7 +111,7 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
-def initialise(folder: Path = BUNDLED) -> None:
+def initialise(folder: Path) -> None:
     """Write the folder: pipeline.json, and every model in the official format."""
     generator = torch.Generator().manual_seed(SEED)
     (folder / "ckpts").mkdir(parents=True, exist_ok=True)
@@ -186,4 +185,6 @@ def calibrate(flow: Model, decoder: Model, generator: torch.Generator) -> None:
 
 
 if __name__ == "__main__":
-    initialise(Path(sys.argv[1]) if len(sys.argv) > 1 else BUNDLED)
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m trellis.pretrained.initialise FOLDER")
+    initialise(Path(sys.argv[1]))
