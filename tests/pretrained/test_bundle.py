@@ -196,8 +196,8 @@ def test_parts_that_do_not_fit_are_named(
 
 def test_the_command_line(runs: list[Path], encoders: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["bundle", *map(str, runs), "-o", str(tmp_path / "nano"), "--latent-steps", "8", "--text-encoder", ""]
-    monkeypatch.setattr(sys, "argv", [*arguments, "--structure-interval", "0.2", "1", "--latent-guidance", "1.5"])
-    monkeypatch.setattr(sys, "argv", [*sys.argv, "--structure-temperature", "0"])
+    arguments += ["--structure-interval", "0.2", "1", "--latent-guidance", "1.5", "--structure-temperature", "0"]
+    monkeypatch.setattr(sys, "argv", arguments)
     module.main()
     args = json.loads((tmp_path / "nano" / "pipeline.json").read_text())["args"]
     assert args["slat_sampler"]["params"] == {

@@ -111,21 +111,22 @@ class FlowMatching:
         times = self.draw_times(len(latent), generator).to(x0.device)
         cond = self.drop(batch["cond"], batch["neg_cond"], generator)
         samples = latent.segments.index if isinstance(latent, SparseTensor) else torch.arange(len(x0), device=x0.device)
-        first = 0  # sample whose velocity is compared
+        first = 0  # sample whose velocity is compared; those before it are decoded
         if self.lambda_decoded:
             self._check(models, batch)
             first = self.decoded_samples
             times[:first] = 1
             noise[samples < first] *= self.decoded_noise
-        compared = samples >= first
         noisy = path(x0, noise, times[samples].view(-1, *(1,) * (x0.ndim - 1)), self.sigma_min)
         if isinstance(latent, SparseTensor):
             predicted = models["denoiser"](latent.with_feats(noisy), 1000 * times, cond).feats
         else:
             predicted = models["denoiser"](noisy, 1000 * times, cond)
-        error = (predicted.float() - velocity(x0, noise, self.sigma_min))[compared].square().mean()
+        errors = (predicted.float() - velocity(x0, noise, self.sigma_min)).square()
         if not self.lambda_decoded:
+            error = errors.mean()
             return {"loss": error, "mse": error}
+        error = errors[samples >= first].mean()
         decoder, estimates = models["decoder"], noisy - predicted.float()
         if isinstance(latent, SparseTensor):
             found, wanted = first_samples(latent, (estimates, x0), batch, first)
